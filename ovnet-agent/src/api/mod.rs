@@ -1,0 +1,3 @@
+//! The HTTP API on the agent's unix socket.
+
+pub mod types;

@@ -1,0 +1,3 @@
+//! The only module that talks to Consul.
+
+pub mod schema;

@@ -1,0 +1,1 @@
+//! Programs of ovnet; see main.rs.
