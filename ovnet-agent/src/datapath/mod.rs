@@ -1,1 +1,153 @@
-//! Being written.
+//! The only module that names aya: loads the programs, owns the pinned maps and links.
+//!
+//! Everything that forwards is pinned under `<bpffs>/v<ABI>/`, so it goes on without this process
+//! (invariant 1). A start finds what is pinned, takes over the maps and replaces the programs
+//! behind the pinned links atomically; no packet ever meets a hook without a program.
+
+mod attach;
+mod events;
+mod load;
+mod maps;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+pub use events::spawn_reader;
+pub use load::{DatapathLog, object_is_missing};
+pub use maps::{Maps, Tables};
+use ovnet_common::abi::{ABI_VERSION, Program};
+
+/// How TC programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcMode {
+    /// A pinned TCX link (Linux 6.6).
+    Tcx,
+    /// A filter on a clsact qdisc, by netlink.
+    Clsact,
+}
+
+/// How the XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// After the skb exists: for drivers without XDP, to try it out.
+    Generic,
+}
+
+/// One program on one interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    /// The program.
+    pub program: Program,
+    /// ifindex of the interface. Part of the pin's name: an interface that was deleted and made
+    /// again is another one.
+    pub ifindex: u32,
+    /// Name of the interface, for messages and for the calls that want names.
+    pub interface: String,
+    /// The mode, for [`Program::UplinkXdp`].
+    pub xdp: Option<XdpMode>,
+}
+
+/// What to load and where.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// The folder of `--bpffs`, on a mounted bpffs.
+    pub bpffs: PathBuf,
+    /// Level of the programs' own log.
+    pub log: DatapathLog,
+    /// Use clsact even where the kernel has TCX (a hidden option, for tests).
+    pub force_clsact: bool,
+}
+
+/// The loaded programs with their pinned maps and links.
+pub struct Datapath {
+    ebpf: Ebpf,
+    maps: Maps,
+    folder: PathBuf,
+    tc: TcMode,
+    /// What this process attached or took over. What an earlier agent pinned and we have not taken
+    /// over yet is not in here, so the first pass takes it over.
+    attached: BTreeSet<Attachment>,
+}
+
+impl std::fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { ebpf: _, maps: _, folder, tc, attached } = self;
+        f.debug_struct("Datapath")
+            .field("folder", folder)
+            .field("tc", tc)
+            .field("attached", attached)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Datapath {
+    /// Loads the programs over the pinned maps, making those that are not there yet. Attaches
+    /// nothing.
+    pub fn load(options: &LoadOptions) -> Result<Self> {
+        let folder = versioned(&options.bpffs);
+        let mut ebpf = load::load(&folder, options.log)?;
+        let maps = Maps::take(&mut ebpf).context("open the maps")?;
+        let tc = match options.force_clsact || !attach::has_tcx() {
+            true => TcMode::Clsact,
+            false => TcMode::Tcx,
+        };
+        Ok(Self { ebpf, maps, folder, tc, attached: BTreeSet::new() })
+    }
+
+    /// The tables and counters.
+    pub fn maps(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    /// How TC programs are attached here.
+    pub fn tc_mode(&self) -> TcMode {
+        self.tc
+    }
+
+    /// The programs, for tests that run them by BPF_PROG_TEST_RUN.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// The attachments of this process that are still in force. One that somebody removed, or
+    /// whose interface is gone, is missing here and so attached again by the next pass.
+    pub fn attached(&mut self) -> BTreeSet<Attachment> {
+        let (ebpf, folder, tc) = (&self.ebpf, &self.folder, self.tc);
+        self.attached.retain(|attachment| attach::in_force(ebpf, folder, tc, attachment));
+        self.attached.clone()
+    }
+
+    /// Pinned links that belong to none of `wanted`: of deleted interfaces or another mode.
+    pub fn stale_links(&self, wanted: &BTreeSet<Attachment>) -> Result<Vec<PathBuf>> {
+        attach::stale_links(&self.folder, wanted)
+    }
+
+    /// Attaches a program, or replaces what an earlier agent left there, atomically.
+    pub fn attach(&mut self, attachment: &Attachment) -> Result<()> {
+        attach::attach(&mut self.ebpf, &self.folder, self.tc, attachment)?;
+        self.attached.insert(attachment.clone());
+        Ok(())
+    }
+
+    /// Detaches a program of this process. An interface that is gone is no error.
+    pub fn detach(&mut self, attachment: &Attachment) -> Result<()> {
+        self.attached.remove(attachment);
+        attach::detach(&self.folder, self.tc, attachment)
+    }
+
+    /// Removes a pinned link found by [`Self::stale_links`], which detaches its program.
+    pub fn remove_link(&mut self, pin: &Path) -> Result<()> {
+        std::fs::remove_file(pin).with_context(|| format!("remove the link {}", pin.display()))
+    }
+}
+
+/// The folder of this ABI's pins under the folder of `--bpffs`.
+pub fn versioned(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{ABI_VERSION}"))
+}

@@ -1,0 +1,224 @@
+//! Attaches programs, and finds out whether they still are.
+//!
+//! TCX and XDP links are pinned as `links/<program>-<ifindex>[-<mode>]`. A clsact filter is no
+//! link: it has a fixed priority and handle instead, by which it is replaced atomically, and stays
+//! when the agent ends.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf,
+    programs::{
+        self, LinkOrder, SchedClassifier, TcAttachType, Xdp,
+        links::{FdLink, PinnedLink},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+        xdp::XdpLink,
+    },
+    sys::SyscallError,
+    util::KernelVersion,
+};
+
+use super::{Attachment, TcMode, XdpMode};
+
+/// Priority of our clsact filters; the handle is 1.
+const PRIORITY: u16 = 100;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// Whether the kernel has TCX (Linux 6.6). aya decides by the same version.
+pub(super) fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+}
+
+/// Attaches or takes over.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    folder: &Path,
+    mode: TcMode,
+    attachment: &Attachment,
+) -> Result<()> {
+    let Attachment { program, ifindex, interface, xdp } = attachment;
+    let name = program.name();
+    let context = || format!("attach {name} to {interface}");
+    let handle = ebpf.program_mut(name).with_context(|| format!("the object has no {name}"))?;
+    let pin = folder.join("links").join(pin_name(attachment));
+    match (xdp, mode) {
+        (Some(xdp), _) => {
+            let handle: &mut Xdp = handle.try_into()?;
+            attach_xdp(handle, *ifindex, *xdp, &pin).with_context(context)
+        }
+        (None, TcMode::Tcx) => {
+            let handle: &mut SchedClassifier = handle.try_into()?;
+            attach_tcx(handle, interface, &pin).with_context(context)
+        }
+        (None, TcMode::Clsact) => {
+            let handle: &mut SchedClassifier = handle.try_into()?;
+            attach_clsact(handle, interface).with_context(context)
+        }
+    }
+}
+
+fn attach_tcx(program: &mut SchedClassifier, interface: &str, pin: &Path) -> Result<()> {
+    if let Some(link) = pinned(pin)? {
+        match program.attach_to_link(link.try_into()?) {
+            // The link is pinned already; letting go of our descriptor leaves it there.
+            Ok(id) => return Ok(drop(program.take_link(id)?)),
+            Err(error) => forget_defunct(pin, error)?,
+        }
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options(interface, TcAttachType::Ingress, options)?;
+    let link: FdLink = program.take_link(id)?.try_into()?;
+    link.pin(pin).with_context(|| format!("pin the link as {}", pin.display()))?;
+    Ok(())
+}
+
+fn attach_xdp(program: &mut Xdp, ifindex: u32, mode: XdpMode, pin: &Path) -> Result<()> {
+    if let Some(link) = pinned(pin)? {
+        match program.attach_to_link(XdpLink::try_from(link)?) {
+            Ok(id) => return Ok(drop(program.take_link(id)?)),
+            Err(error) => forget_defunct(pin, error)?,
+        }
+    }
+    let mode = match mode {
+        XdpMode::Native => programs::XdpMode::Driver,
+        XdpMode::Generic => programs::XdpMode::Skb,
+    };
+    let id = program.attach_to_if_index(ifindex, mode)?;
+    let link: FdLink = program.take_link(id)?.try_into().map_err(|_| {
+        anyhow::anyhow!("the kernel has no XDP links (Linux 5.9), which a restart needs")
+    })?;
+    link.pin(pin).with_context(|| format!("pin the link as {}", pin.display()))?;
+    Ok(())
+}
+
+fn attach_clsact(program: &mut SchedClassifier, interface: &str) -> Result<()> {
+    match tc::qdisc_add_clsact(interface) {
+        Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
+        Err(error) if is_exists(&error) => {}
+        Err(error) => return Err(error).context("add the clsact qdisc"),
+    }
+    let known =
+        SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, HANDLE, None)?;
+    let id = match program.attach_to_link(known) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+            program.attach_with_options(
+                interface,
+                TcAttachType::Ingress,
+                TcAttachOptions::Netlink(options),
+            )?
+        }
+    };
+    // Dropping a netlink link removes the filter, which must outlive us (invariant 1).
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+/// Detaches; what is gone already is no error.
+pub(super) fn detach(folder: &Path, mode: TcMode, attachment: &Attachment) -> Result<()> {
+    let Attachment { program, ifindex: _, interface, xdp } = attachment;
+    let name = program.name();
+    if mode == TcMode::Clsact && xdp.is_none() {
+        return match tc::qdisc_detach_program(interface, TcAttachType::Ingress, name) {
+            Err(tc::TcError::IoError(error)) if error.raw_os_error().is_none() => Ok(()),
+            Err(tc::TcError::IoError(error)) if error.raw_os_error() == Some(libc::ENODEV) => {
+                Ok(())
+            }
+            other => other.with_context(|| format!("detach {name} from {interface}")),
+        };
+    }
+    let pin = folder.join("links").join(pin_name(attachment));
+    match fs::remove_file(&pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove the link {}", pin.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the program of this process is still where it was attached.
+pub(super) fn in_force(ebpf: &Ebpf, folder: &Path, mode: TcMode, attachment: &Attachment) -> bool {
+    let Attachment { program, ifindex: _, interface, xdp } = attachment;
+    let pin = folder.join("links").join(pin_name(attachment));
+    let own = ebpf.program(program.name()).and_then(|program| program.info().ok());
+    let Some(own) = own.map(|info| info.id()) else { return false };
+    match (xdp, mode) {
+        (Some(_), _) => {
+            // A link that lost its interface reports no program any more.
+            let link = pinned(&pin).ok().flatten().and_then(|link| link.info().ok());
+            link.is_some_and(|link| link.program_id() == own)
+        }
+        (None, TcMode::Tcx) => {
+            let query = SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
+            pin.exists() && query.is_ok_and(|(_, list)| list.iter().any(|it| it.id() == own))
+        }
+        // There is no cheap way to ask: replacing it with itself, on the next pass, is one call.
+        (None, TcMode::Clsact) => false,
+    }
+}
+
+/// Pins under `links/` that belong to none of the wanted attachments.
+pub(super) fn stale_links(folder: &Path, wanted: &BTreeSet<Attachment>) -> Result<Vec<PathBuf>> {
+    let names: BTreeSet<String> = wanted.iter().map(pin_name).collect();
+    let links = folder.join("links");
+    let mut stale = Vec::new();
+    for entry in fs::read_dir(&links).with_context(|| format!("list {}", links.display()))? {
+        let entry = entry.with_context(|| format!("list {}", links.display()))?;
+        let keep = entry.file_name().to_str().is_some_and(|name| names.contains(name));
+        if !keep {
+            stale.push(entry.path());
+        }
+    }
+    Ok(stale)
+}
+
+fn pin_name(attachment: &Attachment) -> String {
+    let Attachment { program, ifindex, interface: _, xdp } = attachment;
+    let mode = match xdp {
+        None => "",
+        Some(XdpMode::Native) => "-native",
+        Some(XdpMode::Generic) => "-generic",
+    };
+    format!("{}-{ifindex}{mode}", program.name())
+}
+
+fn pinned(pin: &Path) -> Result<Option<FdLink>> {
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let link = PinnedLink::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
+    Ok(Some(FdLink::from(link)))
+}
+
+/// Removes the pin of a link whose interface is gone (ENOLINK); any other error is one.
+fn forget_defunct(pin: &Path, error: programs::ProgramError) -> Result<()> {
+    let number = match &error {
+        programs::ProgramError::SyscallError(SyscallError { io_error, .. }) => {
+            io_error.raw_os_error()
+        }
+        _ => None,
+    };
+    if number != Some(libc::ENOLINK) {
+        bail!(anyhow::Error::from(error).context(format!("take over {}", pin.display())));
+    }
+    fs::remove_file(pin).with_context(|| format!("remove the defunct link {}", pin.display()))
+}
+
+fn is_exists(error: &tc::TcError) -> bool {
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(current) = source {
+        if let Some(io) = current.downcast_ref::<io::Error>()
+            && io.raw_os_error() == Some(libc::EEXIST)
+        {
+            return true;
+        }
+        source = current.source();
+    }
+    false
+}

@@ -1,0 +1,185 @@
+//! Typed handles of the pinned maps: read whole, changed one entry at a time.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf,
+    maps::{
+        Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
+    },
+    util::nr_cpus,
+};
+use ovnet_common::abi::{
+    Address, Counter, EndpointKey, EndpointValue, HostConfig, HostValue, NetworkValue,
+    PortCounters, PortValue, Program, counter_index, map,
+};
+
+/// The content of every table the agent writes: as it is, or as it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// What the programs know about their own host.
+    pub config: HostConfig,
+    /// Known VTEPs.
+    pub hosts: BTreeMap<Address, HostValue>,
+    /// Networks in use here, by VNI.
+    pub networks: BTreeMap<u32, NetworkValue>,
+    /// Endpoints of those networks.
+    pub endpoints: BTreeMap<EndpointKey, EndpointValue>,
+    /// Local endpoints by host-side ifindex.
+    pub ports: BTreeMap<u32, PortValue>,
+}
+
+/// The open maps.
+pub struct Maps {
+    config: Array<MapData, HostConfig>,
+    hosts: HashMap<MapData, Address, HostValue>,
+    networks: HashMap<MapData, u32, NetworkValue>,
+    endpoints: HashMap<MapData, EndpointKey, EndpointValue>,
+    ports: HashMap<MapData, u32, PortValue>,
+    port_counters: PerCpuHashMap<MapData, u32, PortCounters>,
+    counters: PerCpuArray<MapData, Counter>,
+    events: Option<RingBuf<MapData>>,
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let mut take = |name: &'static str| -> Result<Map> {
+            ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"))
+        };
+        Ok(Self {
+            config: take(map::CONFIG)?.try_into()?,
+            hosts: take(map::HOSTS)?.try_into()?,
+            networks: take(map::NETWORKS)?.try_into()?,
+            endpoints: take(map::ENDPOINTS)?.try_into()?,
+            ports: take(map::PORTS)?.try_into()?,
+            port_counters: take(map::PORT_COUNTERS)?.try_into()?,
+            counters: take(map::COUNTERS)?.try_into()?,
+            events: Some(take(map::EVENTS)?.try_into()?),
+        })
+    }
+
+    /// Everything that is in the tables now.
+    pub fn read(&self) -> Result<Tables> {
+        Ok(Tables {
+            config: self.config.get(&0, 0).context("read CONFIG")?,
+            hosts: collect(&self.hosts).context("read HOSTS")?,
+            networks: collect(&self.networks).context("read NETWORKS")?,
+            endpoints: collect(&self.endpoints).context("read ENDPOINTS")?,
+            ports: collect(&self.ports).context("read PORTS")?,
+        })
+    }
+
+    /// Replaces what the programs know about their own host.
+    pub fn set_config(&mut self, value: HostConfig) -> Result<()> {
+        self.config.set(0, value, 0).context("write CONFIG")
+    }
+
+    /// Enters a known VTEP.
+    pub fn set_host(&mut self, key: Address, value: HostValue) -> Result<()> {
+        self.hosts.insert(key, value, 0).with_context(|| full("HOSTS", "hosts"))
+    }
+
+    /// Enters a network.
+    pub fn set_network(&mut self, vni: u32, value: NetworkValue) -> Result<()> {
+        self.networks.insert(vni, value, 0).with_context(|| full("NETWORKS", "networks"))
+    }
+
+    /// Enters an endpoint, local or remote.
+    pub fn set_endpoint(&mut self, key: EndpointKey, value: EndpointValue) -> Result<()> {
+        self.endpoints.insert(key, value, 0).with_context(|| full("ENDPOINTS", "endpoints"))
+    }
+
+    /// Enters a local endpoint's veth, with its counters at zero.
+    pub fn set_port(&mut self, ifindex: u32, value: PortValue) -> Result<()> {
+        if self.port_counters.get(&ifindex, 0).is_err() {
+            let cpus = nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?;
+            let zero = PerCpuValues::try_from(vec![PortCounters::default(); cpus])?;
+            self.port_counters
+                .insert(ifindex, zero, 0)
+                .with_context(|| full("PORT_COUNTERS", "local endpoints"))?;
+        }
+        self.ports.insert(ifindex, value, 0).with_context(|| full("PORTS", "local endpoints"))
+    }
+
+    /// Removes a VTEP; one that is not there is no error, here and below.
+    pub fn remove_host(&mut self, key: &Address) -> Result<()> {
+        gone(self.hosts.remove(key)).context("remove from HOSTS")
+    }
+
+    /// Removes a network.
+    pub fn remove_network(&mut self, vni: u32) -> Result<()> {
+        gone(self.networks.remove(&vni)).context("remove from NETWORKS")
+    }
+
+    /// Removes an endpoint.
+    pub fn remove_endpoint(&mut self, key: &EndpointKey) -> Result<()> {
+        gone(self.endpoints.remove(key)).context("remove from ENDPOINTS")
+    }
+
+    /// Removes a local endpoint's veth and its counters.
+    pub fn remove_port(&mut self, ifindex: u32) -> Result<()> {
+        gone(self.ports.remove(&ifindex)).context("remove from PORTS")?;
+        gone(self.port_counters.remove(&ifindex)).context("remove from PORT_COUNTERS")
+    }
+
+    /// The counter of one verdict of one program, summed over the CPUs.
+    pub fn counter(&self, program: Program, code: u8) -> Result<Counter> {
+        let values =
+            self.counters.get(&counter_index(program, code), 0).context("read COUNTERS")?;
+        Ok(values.iter().fold(Counter::default(), |sum, it| Counter {
+            packets: sum.packets + it.packets,
+            bytes: sum.bytes + it.bytes,
+        }))
+    }
+
+    /// The traffic of a local endpoint, summed over the CPUs; zero for one that is not there.
+    pub fn port_counters(&self, ifindex: u32) -> Result<PortCounters> {
+        let values = match self.port_counters.get(&ifindex, 0) {
+            Err(MapError::KeyNotFound) => return Ok(PortCounters::default()),
+            other => other.context("read PORT_COUNTERS")?,
+        };
+        Ok(values.iter().fold(PortCounters::default(), |sum, it| PortCounters {
+            tx_packets: sum.tx_packets + it.tx_packets,
+            tx_bytes: sum.tx_bytes + it.tx_bytes,
+            rx_packets: sum.rx_packets + it.rx_packets,
+            rx_bytes: sum.rx_bytes + it.rx_bytes,
+        }))
+    }
+
+    /// The ring buffer of drop events, once.
+    pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.events.take()
+    }
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maps").finish_non_exhaustive()
+    }
+}
+
+/// Every entry of a table. The agent is its only writer, so nothing changes under the walk.
+fn collect<K: aya::Pod + Ord, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+) -> Result<BTreeMap<K, V>, MapError> {
+    map.iter().collect()
+}
+
+fn gone(result: Result<(), MapError>) -> Result<()> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        // aya 0.14 reports a missing key of bpf_map_delete_elem as the system call's error.
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+fn full(map: &str, what: &str) -> String {
+    format!("write {map} (where the map is full: fewer {what} fit than there are)")
+}

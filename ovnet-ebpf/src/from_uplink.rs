@@ -1,0 +1,110 @@
+//! Wire → container: trust checks, decapsulation, delivery.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::generated::{bpf_csum_level, bpf_skb_adjust_room},
+    programs::TcContext,
+};
+use ovnet_common::{
+    abi::EndpointValue,
+    checksum, ecn,
+    headers::{ethernet, ipv4},
+    verdict::{DropReason, Verdict},
+    vxlan,
+};
+
+use crate::{
+    finish::PACKET_HOST,
+    maps,
+    parse::{Ethernet, Frame, Ipv4},
+    trust::{self, Inner, Outer},
+};
+
+/// FIXED_GSO: the segments' size is that of the inner packet already. NO_CSUM_RESET: what the NIC
+/// verified stays verified; the level is lowered instead, see `decapsulate`.
+const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+
+/// Decides about a packet that came in by the uplink.
+#[inline(always)]
+pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+    match receive(ctx) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
+    let Some(config) = maps::config() else {
+        return Ok(Verdict::Pass);
+    };
+    // Everything else of the host comes by here too, so the cheapest test is first. The length is
+    // that of the whole packet, linear or not: what is shorter cannot be VXLAN.
+    // SAFETY: the context is the one the kernel gave us.
+    let (protocol, pkt_type) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).pkt_type) };
+    if protocol != u32::from(ethernet::IPV4.to_be()) || pkt_type != PACKET_HOST {
+        return Ok(Verdict::Pass);
+    }
+    let length = ctx.len() as usize;
+    let wanted = vxlan::INNER_PACKET + ipv4::LEN;
+    let frame =
+        match if length < wanted { Some(Frame::tc(ctx)) } else { Frame::tc_pulled(ctx, wanted) } {
+            Some(frame) => frame,
+            None => return Ok(Verdict::Pass),
+        };
+    let received = match trust::outer(&frame, config)? {
+        Outer::NotOurs | Outer::Kernel => return Ok(Verdict::Pass),
+        Outer::Vxlan(received) => received,
+    };
+    let (eth, ip) = match trust::inner(&frame, vxlan::INNER_ETHERNET)? {
+        Inner::Ipv4(eth, ip) => (eth, ip),
+        // The reply must be encapsulated, which a decapsulated packet cannot be here: the kernel's
+        // device takes it both ways, and `from_overlay` answers.
+        Inner::Arp => return Ok(Verdict::Pass),
+    };
+    let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
+    let tos = ecn::decapsulate(ip.tos, received.tos).ok_or(DropReason::EcnInvalid)?;
+    decapsulate(ctx, &eth, &ip, tos, endpoint).ok_or(DropReason::DecapFailed)?;
+    Ok(Verdict::Deliver(endpoint.ifindex))
+}
+
+/// Removes the outer headers and puts the inner Ethernet header where the outer one was.
+#[inline(always)]
+fn decapsulate(
+    ctx: &TcContext,
+    eth: &Ethernet,
+    ip: &Ipv4,
+    tos: u8,
+    endpoint: &EndpointValue,
+) -> Option<()> {
+    let (mac, skb) = (endpoint.mac, ctx.skb.skb);
+    // SAFETY: the context is the one the kernel gave us; no packet pointer outlives the call.
+    unsafe {
+        if bpf_skb_adjust_room(skb, -(vxlan::OVERHEAD as i32), BPF_ADJ_ROOM_MAC, FLAGS) != 0 {
+            return None;
+        }
+        // A checksum verified for the outer UDP header says nothing about the inner one. Fails
+        // where nothing was verified, which is right as it is.
+        bpf_csum_level(skb, u64::from(BPF_CSUM_LEVEL_DEC));
+    }
+    let frame = Frame::tc(ctx);
+    frame.write(ethernet::DESTINATION, &mac)?;
+    frame.write(ethernet::SOURCE, &eth.source)?;
+    if tos != ip.tos {
+        mark(&frame, ip, tos)?;
+    }
+    Some(())
+}
+
+/// Sets the TOS byte of the packet's IPv4 header.
+#[inline(always)]
+pub(crate) fn mark(frame: &Frame, ip: &Ipv4, tos: u8) -> Option<()> {
+    const CHECKSUM: usize = ethernet::LEN + ipv4::CHECKSUM;
+    let old = frame.read::<2>(CHECKSUM)?;
+    let new = checksum::update(old, [ip.version_ihl, ip.tos], [ip.version_ihl, tos]);
+    frame.write(CHECKSUM, &new)?;
+    frame.write(ethernet::LEN + ipv4::TOS, &[tos])
+}

@@ -1,0 +1,160 @@
+//! Every map, and the only lookups.
+//!
+//! The agent is the writer of all tables and the programs of all counters; the agent's side is
+//! `ovnet-agent/src/datapath/maps.rs`, the layouts are `ovnet_common::abi`.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    helpers::bpf_ktime_get_ns,
+    macros::btf_map,
+};
+use ovnet_common::abi::{
+    Address, Counter, DropEvent, EVENT_INTERVAL_NS, EVENTS_BYTES, EndpointKey, EndpointValue,
+    HostConfig, HostValue, MAX_COUNTERS, MAX_ENDPOINTS, MAX_HOSTS, MAX_NETWORKS, MAX_PORTS,
+    NetworkValue, PortCounters, PortValue, Program, counter_index, mapped,
+};
+
+/// Key: 0. Value: what the programs know about their own host. Writer: agent. Size: one, because
+/// there is one host. Full: cannot be.
+#[btf_map]
+static CONFIG: Array<HostConfig, 1> = Array::new();
+
+/// Key: a VTEP address, IPv4-mapped, network byte order. Value: its VXLAN port. Writer: agent.
+/// Reader: `trust.rs`. Full: the agent reports it; packets from hosts without an entry are dropped
+/// as `unknown-vtep`.
+#[btf_map]
+static HOSTS: HashMap<Address, HostValue, { MAX_HOSTS as usize }> = HashMap::new();
+
+/// Key: VNI, host byte order. Value: gateway and MTU. Writer: agent. Reader: `arp.rs`,
+/// `gateway.rs`, `trust.rs`. Full: the agent reports it and the attach that needed it fails.
+#[btf_map]
+static NETWORKS: HashMap<u32, NetworkValue, { MAX_NETWORKS as usize }> = HashMap::new();
+
+/// Key: VNI and address. Value: where the endpoint is. Writer: agent. Reader: every program.
+/// Size: 128 Ki, about 10 MB, preallocated so that an insert never fails for memory in the middle
+/// of an incident. Full: the agent reports it; packets to endpoints without an entry are dropped
+/// as `no-endpoint`.
+#[btf_map]
+static ENDPOINTS: HashMap<EndpointKey, EndpointValue, { MAX_ENDPOINTS as usize }> = HashMap::new();
+
+/// Key: ifindex of a host-side veth. Value: who is behind it. Writer: agent. Reader:
+/// `from_container.rs`. Full: the attach that needed an entry fails.
+#[btf_map]
+static PORTS: HashMap<u32, PortValue, { MAX_PORTS as usize }> = HashMap::new();
+
+/// Key: ifindex of a host-side veth. Value: traffic of its endpoint, per CPU. Writer: programs;
+/// the agent makes and removes the entry. Full: as `PORTS`.
+#[btf_map]
+static PORT_COUNTERS: PerCpuHashMap<u32, PortCounters, { MAX_PORTS as usize }> =
+    PerCpuHashMap::new();
+
+/// Key: `abi::counter_index`. Value: packets and bytes, per CPU. Writer: `finish.rs`. Size: every
+/// program times every verdict. Full: cannot be.
+#[btf_map]
+static COUNTERS: PerCpuArray<Counter, { MAX_COUNTERS as usize }> = PerCpuArray::new();
+
+/// Sampled drops. Writer: `finish.rs`. Reader: agent. Full: the event is lost, its counter is not.
+#[btf_map]
+static EVENTS: RingBuf<DropEvent, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Key: `abi::counter_index`. Value: when the last event of this kind was written, ns since boot,
+/// per CPU. Writer and reader: `may_report`.
+#[btf_map]
+static EVENT_TIMES: PerCpuArray<u64, { MAX_COUNTERS as usize }> = PerCpuArray::new();
+
+/// What the agent told us of our own host.
+#[inline(always)]
+pub(crate) fn config() -> Option<&'static HostConfig> {
+    CONFIG.get(0)
+}
+
+/// Whether the address is a known VTEP.
+#[inline(always)]
+pub(crate) fn is_host(vtep: [u8; 4]) -> bool {
+    HOSTS.get_ptr(mapped(vtep)).is_some()
+}
+
+/// The network with this VNI.
+#[inline(always)]
+pub(crate) fn network(vni: u32) -> Option<&'static NetworkValue> {
+    // SAFETY: the agent replaces a value whole; a reader that meets the replacement sees a mix of
+    // two values of the same network for one packet at most, which every reader survives.
+    unsafe { NETWORKS.get(vni) }
+}
+
+/// The endpoint with this address in this network.
+#[inline(always)]
+pub(crate) fn endpoint(vni: u32, address: [u8; 4]) -> Option<&'static EndpointValue> {
+    // SAFETY: as in `network`.
+    unsafe { ENDPOINTS.get(EndpointKey { vni, address: mapped(address) }) }
+}
+
+/// The endpoint behind a host-side veth.
+#[inline(always)]
+pub(crate) fn port(ifindex: u32) -> Option<&'static PortValue> {
+    // SAFETY: as in `network`.
+    unsafe { PORTS.get(ifindex) }
+}
+
+/// Counts a verdict.
+#[inline(always)]
+pub(crate) fn count(program: Program, code: u8, bytes: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(counter_index(program, code)) {
+        // SAFETY: the slot is this CPU's own, and a program is not interrupted by another one of
+        // the same context; an XDP and a TC program never share an index.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// Counts a packet the endpoint behind this veth sent.
+#[inline(always)]
+pub(crate) fn count_sent(ifindex: u32, bytes: u32) {
+    if let Some(counters) = PORT_COUNTERS.get_ptr_mut(ifindex) {
+        // SAFETY: as in `count`.
+        unsafe {
+            (*counters).tx_packets += 1;
+            (*counters).tx_bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// Counts a packet delivered to the endpoint behind this veth.
+#[inline(always)]
+pub(crate) fn count_received(ifindex: u32, bytes: u32) {
+    if let Some(counters) = PORT_COUNTERS.get_ptr_mut(ifindex) {
+        // SAFETY: as in `count`.
+        unsafe {
+            (*counters).rx_packets += 1;
+            (*counters).rx_bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// The time, where an event of this kind is due; `None` where the last one is too recent. A flood
+/// of drops so costs a clock read per packet and not a copy.
+#[inline(always)]
+pub(crate) fn may_report(program: Program, code: u8) -> Option<u64> {
+    let last = EVENT_TIMES.get_ptr_mut(counter_index(program, code))?;
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the slot is this CPU's own, as in `count`.
+    unsafe {
+        if *last != 0 && now - *last < EVENT_INTERVAL_NS {
+            return None;
+        }
+        *last = now;
+    }
+    Some(now)
+}
+
+/// Hands `fill` an event to complete; nothing where the ring is full.
+#[inline(always)]
+pub(crate) fn report(fill: impl FnOnce(*mut DropEvent)) {
+    if let Some(mut entry) = EVENTS.reserve(0) {
+        fill(entry.as_mut_ptr());
+        entry.submit(0);
+    }
+}

@@ -1,0 +1,63 @@
+//! Wire → container before an skb exists: the trust filter, decapsulation and redirection.
+//!
+//! What it does not take (everything not ours, ARP, fragments, UDP checksums) goes on to
+//! `from_uplink`, which decides again.
+
+use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
+use ovnet_common::{
+    ecn,
+    headers::ethernet,
+    verdict::{DropReason, Verdict},
+    vxlan,
+};
+
+use crate::{
+    from_uplink::mark,
+    maps,
+    parse::Frame,
+    trust::{self, Inner, Outer},
+};
+
+/// Decides about a frame the driver received.
+#[inline(always)]
+pub(crate) fn handle(ctx: &XdpContext) -> Verdict {
+    match receive(ctx) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
+    let Some(config) = maps::config() else {
+        return Ok(Verdict::Pass);
+    };
+    let frame = Frame::xdp(ctx);
+    if frame.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes()) {
+        return Ok(Verdict::Pass);
+    }
+    let received = match trust::outer(&frame, config)? {
+        Outer::NotOurs | Outer::Kernel => return Ok(Verdict::Pass),
+        Outer::Vxlan(received) => received,
+    };
+    let (eth, ip) = match trust::inner(&frame, vxlan::INNER_ETHERNET)? {
+        Inner::Ipv4(eth, ip) => (eth, ip),
+        Inner::Arp => return Ok(Verdict::Pass),
+    };
+    let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
+    let tos = ecn::decapsulate(ip.tos, received.tos).ok_or(DropReason::EcnInvalid)?;
+    let (mac, ifindex) = (endpoint.mac, endpoint.ifindex);
+    // The inner Ethernet header is in place already; removing the outer bytes is all.
+    // SAFETY: the context is the one the kernel gave us; no packet pointer outlives the call.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, vxlan::OVERHEAD as i32) } != 0 {
+        return Err(DropReason::DecapFailed);
+    }
+    let frame = Frame::xdp(ctx);
+    if eth.destination != mac {
+        frame.write(ethernet::DESTINATION, &mac).ok_or(DropReason::DecapFailed)?;
+    }
+    if tos != ip.tos {
+        mark(&frame, &ip, tos).ok_or(DropReason::DecapFailed)?;
+    }
+    Ok(Verdict::Deliver(ifindex))
+}
