@@ -1,3 +1,28 @@
 //! The only module that talks to Consul.
+//!
+//! [`client`] speaks HTTP and knows keys; [`watch`] turns blocking queries into snapshots;
+//! [`lease`] keeps this host's own record; [`networks`] and [`claims`] are what hosts compete for,
+//! each one transaction; [`schema`] is the records, without I/O.
+//!
+//! Every watched folder holds a key `.keep`, the sentinel. It is there because a folder without
+//! keys cannot be blocked on, and it does two more things. Its identity (when it was created, and
+//! a random word in it) tells an emptied folder from a wiped Consul: records missing next to the
+//! sentinel we know were deleted, records missing next to another one were lost and are kept
+//! (invariant 7). And what must not happen at once meets there: every claim of an address writes
+//! the network's sentinel and removing the network checks it; every creation of a network checks
+//! and writes the sentinel of `subnets/`, because two overlapping subnets need not be equal keys.
 
+pub mod claims;
+pub mod client;
+mod folder;
+pub mod lease;
+pub mod networks;
 pub mod schema;
+mod sentinel;
+pub mod watch;
+
+pub use claims::Claim;
+pub use client::Consul;
+pub use lease::Lease;
+pub use networks::Pool;
+pub use watch::{HostEntry, Snapshot, Watcher};

@@ -1,0 +1,547 @@
+//! HTTP to Consul: a thin, bounded layer over `consulrs`, plus the transaction it lacks.
+//!
+//! Everything here is bounded in time. Keys are given and returned without the prefix.
+
+use std::{env, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use consulrs::{
+    api::{
+        self, ApiResponse,
+        features::{Blocking, FeaturedEndpoint, Features},
+        kv::{common::KVPair, requests::ReadKeyRequest},
+        session::requests::CreateSessionRequest,
+    },
+    client::{ConsulClient, ConsulClientSettings},
+    error::ClientError,
+    session,
+};
+use reqwest::{Certificate, Identity, Url};
+use rustify_derive::Endpoint;
+use serde::{Deserialize, Serialize};
+
+use super::schema::check_name;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long any request but a blocking query may take, connecting included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long Consul is asked to hold a blocking query open. It adds up to a sixteenth of it.
+const BLOCKING_WAIT: Duration = Duration::from_secs(60);
+
+/// A connection to Consul, bound to a prefix and to this host's name. Cheap to clone.
+#[derive(Clone)]
+pub struct Consul {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: ConsulClient,
+    described: String,
+    /// Ends in a slash.
+    prefix: String,
+    node: String,
+}
+
+impl Consul {
+    /// Prepares a client; nothing is sent yet.
+    ///
+    /// `address` is `host:port`, `http://…`, `https://…` or, as Docker took it,
+    /// `consul://host:port[/prefix]`, whose path goes before `prefix`. The variables
+    /// `CONSUL_HTTP_TOKEN`, `CONSUL_CACERT`, `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY` and
+    /// `CONSUL_HTTP_SSL_VERIFY` are honoured. Fails on an address, prefix or node name that
+    /// cannot be one and on certificates that cannot be read.
+    pub fn new(address: &str, prefix: &str, node: &str) -> Result<Self> {
+        check_name("host name", node)?;
+        let (url, path) = parse_address(address)?;
+        let prefix: Vec<&str> =
+            path.split('/').chain(prefix.split('/')).filter(|part| !part.is_empty()).collect();
+        for part in &prefix {
+            check_name("part of the prefix", part)?;
+        }
+        let prefix = prefix.iter().map(|part| format!("{part}/")).collect();
+
+        let token = env::var("CONSUL_HTTP_TOKEN").ok().filter(|token| !token.is_empty());
+        if let Some(token) = &token {
+            // consulrs would panic on it.
+            ensure!(
+                token.chars().all(|c| c.is_ascii_graphic()),
+                "CONSUL_HTTP_TOKEN holds characters that no token has"
+            );
+        }
+        let http = build_http().context("prepare the connection to Consul")?;
+        let settings = ConsulClientSettings {
+            address: url.to_string(),
+            ca_certs: Vec::new(),
+            client_cert: None,
+            client_key: None,
+            token,
+            verify: true,
+            version: 1,
+        };
+        let http = rustify::clients::reqwest::Client::new(&settings.address, http);
+        let described = match url.scheme() {
+            "https" => url.to_string().trim_end_matches('/').to_owned(),
+            _ => url.to_string().trim_start_matches("http://").trim_end_matches('/').to_owned(),
+        };
+        let client = ConsulClient { http, settings };
+        Ok(Self { inner: Arc::new(Inner { client, described, prefix, node: node.to_owned() }) })
+    }
+
+    /// Consul's address for messages, without credentials.
+    pub fn describe(&self) -> &str {
+        &self.inner.described
+    }
+
+    /// This host's name.
+    pub fn node(&self) -> &str {
+        &self.inner.node
+    }
+
+    /// Asks whether Consul is there and has a leader.
+    pub async fn ping(&self) -> Result<()> {
+        let answer = self.bounded(api::exec_with_result(&self.inner.client, Leader {})).await;
+        let leader = answer.map_err(|failure| self.explain(failure))?.response;
+        ensure!(
+            !leader.is_empty(),
+            "Consul at {} has no leader: wait, or look at its log",
+            self.describe()
+        );
+        Ok(())
+    }
+
+    /// Reads one key; `None` where there is none.
+    pub(super) async fn get(&self, key: &str) -> Result<Option<Entry>> {
+        let request =
+            ReadKeyRequest { key: format!("{}{key}", self.inner.prefix), ..Default::default() };
+        match self.bounded(api::exec_with_result(&self.inner.client, request)).await {
+            Ok(mut answer) => answer.response.pop().map(|pair| self.entry(pair)).transpose(),
+            Err(Failure::Answered { code: 404, .. }) => Ok(None),
+            Err(failure) => Err(self.explain(failure)),
+        }
+    }
+
+    /// Reads every key of a folder (which ends in a slash) at once; `None` where there is none.
+    pub(super) async fn list(&self, folder: &str) -> Result<Option<Listing>> {
+        self.read_folder(folder, None, REQUEST_TIMEOUT).await
+    }
+
+    /// As [`Self::list`], returning only when the folder's index passes `index`, or after a while
+    /// with nothing changed.
+    pub(super) async fn list_after(&self, folder: &str, index: u64) -> Result<Option<Listing>> {
+        let wait = Some(format!("{}s", BLOCKING_WAIT.as_secs()));
+        let limit = BLOCKING_WAIT + BLOCKING_WAIT / 16 + REQUEST_TIMEOUT;
+        self.read_folder(folder, Some(Blocking { index, wait }), limit).await
+    }
+
+    async fn read_folder(
+        &self,
+        folder: &str,
+        blocking: Option<Blocking>,
+        limit: Duration,
+    ) -> Result<Option<Listing>> {
+        let features = blocking.map(|blocking| Features {
+            blocking: Some(blocking),
+            cached: None,
+            filter: None,
+            mode: None,
+        });
+        let request = ReadKeyRequest {
+            key: format!("{}{folder}", self.inner.prefix),
+            recurse: Some(true),
+            features,
+            ..Default::default()
+        };
+        match bounded(limit, api::exec_with_result(&self.inner.client, request)).await {
+            Ok(ApiResponse { response, index, .. }) => {
+                let index = index.and_then(|index| index.parse().ok()).unwrap_or(0);
+                let entries: Result<Vec<_>> =
+                    response.into_iter().map(|pair| self.entry(pair)).collect();
+                Ok(Some(Listing { index, entries: entries? }))
+            }
+            Err(Failure::Answered { code: 404, .. }) => Ok(None),
+            Err(failure) => Err(self.explain(failure)),
+        }
+    }
+
+    /// Carries out all operations or none. `Err` inside says which could not be; every other
+    /// failure leaves it open whether they were carried out.
+    pub(super) async fn transact(
+        &self,
+        operations: Vec<Operation>,
+    ) -> Result<std::result::Result<(), Conflict>> {
+        let operations: Vec<_> = operations
+            .into_iter()
+            .map(|Operation(mut kv)| {
+                kv.key = format!("{}{}", self.inner.prefix, kv.key);
+                serde_json::json!({ "KV": kv })
+            })
+            .collect();
+        let body = serde_json::to_vec(&operations).context("encode a transaction")?;
+        match self.bounded(api::exec_with_result(&self.inner.client, Transaction { body })).await {
+            Ok(_) => Ok(Ok(())),
+            Err(Failure::Answered { code: 409, message }) => {
+                // Everything Consul could not do is in the body of the refusal.
+                let answer: TransactionAnswer = serde_json::from_str(&message)
+                    .with_context(|| format!("read Consul's refusal {message:?}"))?;
+                Ok(Err(Conflict { errors: answer.errors.unwrap_or_default() }))
+            }
+            Err(failure) => Err(self.explain(failure)),
+        }
+    }
+
+    /// Creates a session that releases what it holds when it is not renewed for `ttl`, which
+    /// Consul stretches up to twofold, and returns its id.
+    pub(super) async fn create_session(&self, ttl: Duration) -> Result<String> {
+        let request = CreateSessionRequest {
+            name: Some(format!("ovnet {}", self.node())),
+            ttl: Some(format!("{}s", ttl.as_secs())),
+            behavior: Some("release".into()),
+            // After a crash the next agent of this host must get its record at once; that two
+            // agents act for one host is excluded by the socket, not by a delay.
+            lock_delay: Some("0s".into()),
+            // Not tied to the health of whichever Consul agent answers us: it need not be ours.
+            node_checks: Some(Vec::new()),
+            ..Default::default()
+        };
+        let answer = self.bounded(api::exec_with_result(&self.inner.client, request)).await;
+        Ok(answer.map_err(|failure| self.explain(failure))?.response.id)
+    }
+
+    /// Renews a session; `false` where it is gone.
+    pub(super) async fn renew_session(&self, id: &str) -> Result<bool> {
+        match self.bounded(session::renew(&self.inner.client, id, None)).await {
+            Ok(_) => Ok(true),
+            Err(Failure::Answered { code: 404, .. }) => Ok(false),
+            Err(failure) => Err(self.explain(failure)),
+        }
+    }
+
+    /// Ends a session; what it held is released. One that is gone is no error.
+    pub(super) async fn destroy_session(&self, id: &str) -> Result<()> {
+        match self.bounded(session::delete(&self.inner.client, id, None)).await {
+            Ok(_) | Err(Failure::Answered { code: 404, .. }) => Ok(()),
+            Err(failure) => Err(self.explain(failure)),
+        }
+    }
+
+    async fn bounded<T>(
+        &self,
+        request: impl Future<Output = std::result::Result<T, ClientError>>,
+    ) -> std::result::Result<T, Failure> {
+        bounded(REQUEST_TIMEOUT, request).await
+    }
+
+    fn entry(&self, pair: KVPair) -> Result<Entry> {
+        let KVPair { create_index, key, modify_index, session, value, .. } = pair;
+        let key = key
+            .strip_prefix(&self.inner.prefix)
+            .with_context(|| format!("Consul answered with the key {key}, not under our prefix"))?
+            .to_owned();
+        let value: Vec<u8> = match value {
+            Some(value) => {
+                value.try_into().with_context(|| format!("decode the value of the key {key}"))?
+            }
+            None => Vec::new(),
+        };
+        Ok(Entry { key, value, create_index, modify_index, session })
+    }
+
+    fn explain(&self, failure: Failure) -> anyhow::Error {
+        let consul = self.describe();
+        match failure {
+            Failure::Answered { code: 403, message } => anyhow!(
+                "Consul at {consul} refused access ({message}): does CONSUL_HTTP_TOKEN hold a \
+                 token that may write under {} and create sessions?",
+                self.inner.prefix
+            ),
+            Failure::Answered { code, message } => {
+                anyhow!("Consul at {consul} answered {code}: {message}")
+            }
+            Failure::Unreached(cause) => anyhow!("cannot reach Consul at {consul}: {cause}"),
+        }
+    }
+}
+
+/// One key as read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Without the prefix.
+    pub(super) key: String,
+    pub(super) value: Vec<u8>,
+    pub(super) create_index: u64,
+    pub(super) modify_index: u64,
+    /// The session that holds it.
+    pub(super) session: Option<String>,
+}
+
+/// A folder as read at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Listing {
+    /// To wait on; 0 where Consul gave none.
+    pub(super) index: u64,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// One step of a transaction. Keys are without the prefix.
+#[derive(Clone, Debug)]
+pub(super) struct Operation(Kv);
+
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Kv {
+    verb: &'static str,
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<String>,
+}
+
+impl Operation {
+    /// Writes a key whatever it held.
+    pub(super) fn set(key: String, value: Vec<u8>) -> Self {
+        Self(Kv { verb: "set", key, value: Some(base64(&value)), ..Kv::default() })
+    }
+
+    /// Writes a key if its index is `index`; 0 stands for a key that does not exist.
+    pub(super) fn cas(key: String, value: Vec<u8>, index: u64) -> Self {
+        let (value, index) = (Some(base64(&value)), Some(index));
+        Self(Kv { verb: "cas", key, value, index, ..Kv::default() })
+    }
+
+    /// Writes a key and locks it for a session, if no other session has it.
+    pub(super) fn lock(key: String, value: Vec<u8>, session: String) -> Self {
+        let (value, session) = (Some(base64(&value)), Some(session));
+        Self(Kv { verb: "lock", key, value, session, ..Kv::default() })
+    }
+
+    /// Fails unless the key's index is `index`, which is not 0.
+    pub(super) fn check_index(key: String, index: u64) -> Self {
+        Self(Kv { verb: "check-index", key, index: Some(index), ..Kv::default() })
+    }
+
+    /// Deletes a key if its index is `index`.
+    pub(super) fn delete_cas(key: String, index: u64) -> Self {
+        Self(Kv { verb: "delete-cas", key, index: Some(index), ..Kv::default() })
+    }
+
+    /// Deletes every key of a folder (which ends in a slash).
+    pub(super) fn delete_tree(folder: String) -> Self {
+        Self(Kv { verb: "delete-tree", key: folder, ..Kv::default() })
+    }
+}
+
+/// Why a transaction changed nothing.
+#[derive(Clone, Debug)]
+pub(super) struct Conflict {
+    errors: Vec<OperationError>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct OperationError {
+    what: String,
+}
+
+impl std::fmt::Display for Conflict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let errors: Vec<_> = self.errors.iter().map(|error| error.what.as_str()).collect();
+        f.write_str(&errors.join("; "))
+    }
+}
+
+/// `PUT /v1/txn`, which consulrs has not.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "txn", method = "PUT", response = "TransactionAnswer")]
+struct Transaction {
+    #[endpoint(raw)]
+    body: Vec<u8>,
+}
+
+impl FeaturedEndpoint for Transaction {
+    fn features(&self) -> Option<Features> {
+        None
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct TransactionAnswer {
+    errors: Option<Vec<OperationError>>,
+}
+
+/// `GET /v1/status/leader`, which consulrs has not.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "status/leader", response = "String")]
+struct Leader {}
+
+impl FeaturedEndpoint for Leader {
+    fn features(&self) -> Option<Features> {
+        None
+    }
+}
+
+/// How a request failed.
+enum Failure {
+    /// Consul answered, with an error.
+    Answered { code: u16, message: String },
+    /// No answer, or none that can be read.
+    Unreached(String),
+}
+
+async fn bounded<T>(
+    limit: Duration,
+    request: impl Future<Output = std::result::Result<T, ClientError>>,
+) -> std::result::Result<T, Failure> {
+    match tokio::time::timeout(limit, request).await {
+        Err(_) => Err(Failure::Unreached(format!("no answer within {} s", limit.as_secs()))),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(ClientError::APIError { code, message })) => {
+            let message = message.unwrap_or_default().trim().to_owned();
+            Err(Failure::Answered { code, message })
+        }
+        Ok(Err(error)) => {
+            // The outer errors of the chain only say that an error occurred; the innermost one is
+            // the cause ("Connection refused (os error 111)").
+            let cause = anyhow::Error::from(error).root_cause().to_string();
+            Err(Failure::Unreached(cause))
+        }
+    }
+}
+
+/// The URL to talk to and the path that goes before the prefix.
+fn parse_address(address: &str) -> Result<(Url, String)> {
+    let wrong = || {
+        format!("Consul address {address:?} is not host:port, http(s)://… or consul://host:port")
+    };
+    // reqwest's Url knows default ports and paths of http only, so consul:// becomes one.
+    let (spelled, default_port, path_is_prefix) = match address.split_once("://") {
+        None => (format!("http://{address}"), true, false),
+        Some(("consul", rest)) => (format!("http://{rest}"), true, true),
+        Some(("http" | "https", _)) => (address.to_owned(), false, false),
+        Some(_) => bail!("{}", wrong()),
+    };
+    let mut url = Url::parse(&spelled).with_context(wrong)?;
+    ensure!(
+        url.username().is_empty() && url.password().is_none(),
+        "the Consul address holds credentials: put a token into CONSUL_HTTP_TOKEN instead"
+    );
+    ensure!(url.query().is_none() && url.fragment().is_none(), "{}", wrong());
+    let path = url.path().trim_matches('/').to_owned();
+    ensure!(path.is_empty() || path_is_prefix, "{}", wrong());
+    url.set_path("");
+    // A port of 80 that was spelled out looks like none to Url.
+    if default_port && url.port().is_none() && !spelled.contains(":80") {
+        url.set_port(Some(8500)).map_err(|()| anyhow!("{}", wrong()))?;
+    }
+    Ok((url, path))
+}
+
+fn build_http() -> Result<reqwest::Client> {
+    let file = |variable: &str| -> Result<Option<Vec<u8>>> {
+        match env::var_os(variable).filter(|path| !path.is_empty()) {
+            None => Ok(None),
+            Some(path) => std::fs::read(&path)
+                .with_context(|| format!("read {} of {variable}", path.display()))
+                .map(Some),
+        }
+    };
+    let verify = env::var("CONSUL_HTTP_SSL_VERIFY")
+        .map_or(true, |verify| !matches!(verify.as_str(), "false" | "0" | "f" | "FALSE" | "False"));
+    let mut builder = reqwest::Client::builder()
+        .use_rustls_tls()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_keepalive(Duration::from_secs(15))
+        .tcp_nodelay(true)
+        // Consul is a neighbour, not something on the far side of the machine's web proxy.
+        .no_proxy()
+        .danger_accept_invalid_certs(!verify);
+    if let Some(pem) = file("CONSUL_CACERT")? {
+        let ca = Certificate::from_pem(&pem).context("read the certificate of CONSUL_CACERT")?;
+        builder = builder.add_root_certificate(ca);
+    }
+    match (file("CONSUL_CLIENT_CERT")?, file("CONSUL_CLIENT_KEY")?) {
+        (None, None) => {}
+        (Some(mut certificate), Some(key)) => {
+            certificate.push(b'\n');
+            certificate.extend(key);
+            let identity = Identity::from_pem(&certificate)
+                .context("read the certificate and key of CONSUL_CLIENT_CERT and _KEY")?;
+            builder = builder.identity(identity);
+        }
+        _ => bail!("CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY need each other: set both"),
+    }
+    Ok(builder.build()?)
+}
+
+/// Standard base64 with padding (RFC 4648, section 4), as values in transactions are.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
+        let group = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            if digit <= chunk.len() {
+                let index = (group >> (18 - 6 * digit)) & 63;
+                text.push(char::from(DIGITS[index as usize]));
+            } else {
+                text.push('=');
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_address_is_understood() {
+        for (address, described, prefix) in [
+            ("192.168.1.11:8500", "192.168.1.11:8500", "ovnet/v1/"),
+            ("consul.example.org", "consul.example.org:8500", "ovnet/v1/"),
+            ("http://127.0.0.1:8500/", "127.0.0.1:8500", "ovnet/v1/"),
+            ("https://consul:8501", "https://consul:8501", "ovnet/v1/"),
+            ("consul://c1:8500", "c1:8500", "ovnet/v1/"),
+            ("consul://c1:8500/docker/net/", "c1:8500", "docker/net/ovnet/v1/"),
+            ("[::1]:8500", "[::1]:8500", "ovnet/v1/"),
+        ] {
+            let consul = Consul::new(address, "/ovnet/v1/", "docker01").unwrap();
+            assert_eq!(consul.describe(), described, "{address}");
+            assert_eq!(consul.inner.prefix, prefix, "{address}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_one_is_refused_in_one_line() {
+        for address in
+            ["", "etcd://a:1", "a:b:c", "http://u:secret@c1:8500", "c1:99999", "http://c1/x"]
+        {
+            let error = Consul::new(address, "ovnet/v1", "docker01").err().unwrap();
+            let line = format!("{error:#}");
+            assert!(!line.contains('\n') && !line.contains("secret"), "{line}");
+        }
+        assert!(Consul::new("c1:8500", "a/../b", "docker01").is_err());
+        assert!(Consul::new("c1:8500", "ovnet/v1", "a/b").is_err());
+    }
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+}

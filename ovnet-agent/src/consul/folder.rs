@@ -1,0 +1,270 @@
+//! What is known of one watched folder, and how an answer changes it. Pure but for the log lines.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+
+use super::{
+    client::{Entry, Listing},
+    sentinel::{self, Identity},
+};
+
+/// The records of a folder as far as they could be read.
+#[derive(Debug)]
+pub(super) struct Folder<T> {
+    /// Ends in a slash.
+    folder: String,
+    /// By the end of their keys.
+    records: BTreeMap<String, T>,
+    /// Records kept although the last answer did not have them, because it was not one that
+    /// absence could be concluded from.
+    kept: BTreeSet<String>,
+    /// Keys whose value cannot be read now, with the index of the value that was logged.
+    unreadable: BTreeMap<String, u64>,
+    sentinel: Option<Identity>,
+    index: u64,
+    was_read: bool,
+}
+
+/// What to do after an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Wait for what comes after this index; 0 to read everything again.
+    Good {
+        /// The index.
+        next: u64,
+    },
+    /// The folder's sentinel is missing, so it must be made; then read again from the start.
+    NoSentinel,
+}
+
+impl<T> Folder<T> {
+    /// A folder of which nothing was read.
+    pub(super) fn new(folder: String) -> Self {
+        Self {
+            folder,
+            records: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            unreadable: BTreeMap::new(),
+            sentinel: None,
+            index: 0,
+            was_read: false,
+        }
+    }
+
+    /// Whether any answer was good enough to say what the folder holds.
+    pub(super) fn was_read(&self) -> bool {
+        self.was_read
+    }
+
+    /// The records by the end of their keys.
+    pub(super) fn records(&self) -> impl Iterator<Item = (&str, &T)> {
+        self.records.iter().map(|(name, record)| (name.as_str(), record))
+    }
+
+    /// How many records there are now that cannot be read.
+    pub(super) fn unreadable(&self) -> usize {
+        self.unreadable.len()
+    }
+
+    /// Takes in an answer; `None` is Consul's for a folder without keys.
+    pub(super) fn take_in(
+        &mut self,
+        listing: Option<Listing>,
+        parse: impl Fn(&str, &Entry) -> Result<T>,
+    ) -> Outcome {
+        let Some(Listing { index, entries }) = listing else {
+            if !self.records.is_empty() {
+                tracing::warn!(
+                    "Consul has lost everything under {}; the {} records read before are kept",
+                    self.folder,
+                    self.records.len()
+                );
+                self.kept = self.records.keys().cloned().collect();
+            }
+            self.unreadable.clear();
+            self.sentinel = None;
+            self.index = 0;
+            return Outcome::NoSentinel;
+        };
+
+        let mut identity = None;
+        let mut records = BTreeMap::new();
+        let mut unreadable = BTreeMap::new();
+        for entry in &entries {
+            let name = entry.key.strip_prefix(&self.folder).unwrap_or(&entry.key);
+            if name == sentinel::NAME {
+                identity = Some(Identity::of(entry));
+                continue;
+            }
+            match parse(name, entry) {
+                Ok(record) => {
+                    records.insert(name.to_owned(), record);
+                }
+                Err(why) => {
+                    if self.unreadable.get(name) != Some(&entry.modify_index) {
+                        tracing::warn!("the record {} is skipped: {why:#}", entry.key);
+                    }
+                    unreadable.insert(name.to_owned(), entry.modify_index);
+                }
+            }
+        }
+
+        // Absence means deletion only next to the sentinel we know and at an index that moved on.
+        let conclusive = !self.was_read
+            || (identity.is_some() && identity == self.sentinel && index >= self.index);
+        let mut kept = BTreeSet::new();
+        for (name, record) in std::mem::take(&mut self.records) {
+            if records.contains_key(&name) {
+                continue;
+            }
+            if unreadable.contains_key(&name) {
+                // Unreadable is not deleted: what it said before stands.
+                records.insert(name, record);
+            } else if !conclusive || self.kept.contains(&name) {
+                kept.insert(name.clone());
+                records.insert(name, record);
+            }
+        }
+        if !conclusive && kept.len() > self.kept.len() {
+            tracing::warn!(
+                "Consul's state under {} went back or was wiped; {} records that it does not have \
+                 any more are kept",
+                self.folder,
+                kept.len()
+            );
+        }
+
+        let went_back = index < self.index;
+        (self.records, self.kept, self.unreadable) = (records, kept, unreadable);
+        self.was_read = true;
+        self.index = index;
+        let has_sentinel = identity.is_some();
+        self.sentinel = identity;
+        match has_sentinel {
+            true if went_back => Outcome::Good { next: 0 },
+            true => Outcome::Good { next: index },
+            false => Outcome::NoSentinel,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, value: &str, create_index: u64, modify_index: u64) -> Entry {
+        Entry {
+            key: format!("hosts/{name}"),
+            value: value.into(),
+            create_index,
+            modify_index,
+            session: None,
+        }
+    }
+
+    fn answer(
+        index: u64,
+        sentinel: Option<(u64, &str)>,
+        records: &[(&str, &str)],
+    ) -> Option<Listing> {
+        let sentinel = sentinel.map(|(created, word)| entry(".keep", word, created, created));
+        let records = records.iter().map(|(name, value)| entry(name, value, index, index));
+        Some(Listing { index, entries: sentinel.into_iter().chain(records).collect() })
+    }
+
+    fn parse(_: &str, entry: &Entry) -> Result<String> {
+        let value = String::from_utf8(entry.value.clone())?;
+        anyhow::ensure!(value != "garbage", "it is garbage");
+        Ok(value)
+    }
+
+    fn names(folder: &Folder<String>) -> Vec<&str> {
+        folder.records().map(|(name, _)| name).collect()
+    }
+
+    const SENTINEL: Option<(u64, &str)> = Some((5, "word"));
+
+    fn with_a_and_b() -> Folder<String> {
+        let mut folder = Folder::new("hosts/".into());
+        let outcome = folder.take_in(answer(9, SENTINEL, &[("a", "1"), ("b", "1")]), parse);
+        assert_eq!(outcome, Outcome::Good { next: 9 });
+        folder
+    }
+
+    #[test]
+    fn a_deletion_next_to_the_known_sentinel_is_one() {
+        let mut folder = with_a_and_b();
+        assert_eq!(
+            folder.take_in(answer(10, SENTINEL, &[("a", "2")]), parse),
+            Outcome::Good { next: 10 }
+        );
+        assert_eq!(names(&folder), ["a"]);
+        folder.take_in(answer(11, SENTINEL, &[]), parse);
+        assert!(names(&folder).is_empty());
+    }
+
+    #[test]
+    fn a_touched_sentinel_is_the_same_one() {
+        let mut folder = with_a_and_b();
+        folder.take_in(answer(10, Some((5, "word again")), &[("a", "2")]), parse);
+        assert_eq!(names(&folder), ["a"]);
+    }
+
+    #[test]
+    fn nothing_there_keeps_what_was_read() {
+        let mut folder = with_a_and_b();
+        assert_eq!(folder.take_in(None, parse), Outcome::NoSentinel);
+        assert_eq!(names(&folder), ["a", "b"]);
+        // The sentinel made again by us or by another host proves nothing about a and b.
+        let outcome = folder.take_in(answer(3, Some((3, "new")), &[]), parse);
+        assert_eq!(outcome, Outcome::Good { next: 3 });
+        assert_eq!(names(&folder), ["a", "b"]);
+        // b comes back and is then deleted for good; a never came back and stays.
+        folder.take_in(answer(4, Some((3, "new")), &[("b", "1")]), parse);
+        folder.take_in(answer(5, Some((3, "new")), &[]), parse);
+        assert_eq!(names(&folder), ["a"]);
+    }
+
+    #[test]
+    fn a_wiped_consul_that_reached_the_same_index_is_found_out() {
+        let mut folder = with_a_and_b();
+        folder.take_in(answer(9, Some((5, "other")), &[("c", "1")]), parse);
+        assert_eq!(names(&folder), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn an_index_that_went_backwards_deletes_nothing_and_starts_over() {
+        let mut folder = with_a_and_b();
+        let outcome = folder.take_in(answer(7, SENTINEL, &[("a", "0")]), parse);
+        assert_eq!(outcome, Outcome::Good { next: 0 });
+        assert_eq!(names(&folder), ["a", "b"]);
+    }
+
+    #[test]
+    fn records_without_a_sentinel_add_but_do_not_delete() {
+        let mut folder = with_a_and_b();
+        let outcome = folder.take_in(answer(12, None, &[("c", "1")]), parse);
+        assert_eq!(outcome, Outcome::NoSentinel);
+        assert_eq!(names(&folder), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn an_unreadable_record_is_counted_and_what_it_said_before_stands() {
+        let mut folder = with_a_and_b();
+        let records = [("a", "garbage"), ("b", "1"), ("c", "garbage")];
+        folder.take_in(answer(10, SENTINEL, &records), parse);
+        assert_eq!((folder.unreadable(), names(&folder)), (2, vec!["a", "b"]));
+        folder.take_in(answer(11, SENTINEL, &[("b", "1")]), parse);
+        assert_eq!((folder.unreadable(), names(&folder)), (0, vec!["b"]));
+    }
+
+    #[test]
+    fn a_new_cluster_is_not_read_until_it_has_a_sentinel() {
+        let mut folder = Folder::new("hosts/".into());
+        assert_eq!(folder.take_in(None, parse), Outcome::NoSentinel);
+        assert!(!folder.was_read());
+        folder.take_in(answer(4, SENTINEL, &[]), parse);
+        assert!(folder.was_read());
+    }
+}

@@ -1,0 +1,384 @@
+//! Blocking queries into snapshots of everything this host needs to know.
+//!
+//! What was read stays until its deletion was read (invariant 7): a failed query, an empty
+//! answer, an index that went backwards, a sentinel that is not the one we knew, and a record that
+//! became unreadable all keep what the snapshot had. [`super`] says what the sentinel is for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Result, anyhow};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{
+    client::{Consul, Listing, Operation},
+    folder::{Folder, Outcome},
+    networks::{endpoints_folder, network_key},
+    schema::{EndpointRecord, HostRecord, NetworkRecord},
+    sentinel,
+};
+
+/// The pause after a good answer: a burst of writes then costs a few queries, not one each.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The pause after the first failure; doubled with each further one, up to [`LONGEST_BACKOFF`].
+const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+/// The longest pause between attempts, before jitter of up to as much again.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// What Consul holds, as last read.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Hosts by name; `None` until they were read once.
+    pub hosts: Option<BTreeMap<String, HostEntry>>,
+    /// Networks by name; `None` until they were read once.
+    pub networks: Option<BTreeMap<String, NetworkRecord>>,
+    /// Endpoints by network id and address; no entry for a network whose endpoints were not read
+    /// yet, or are not watched any more.
+    pub endpoints: BTreeMap<String, BTreeMap<Ipv4Addr, EndpointRecord>>,
+    /// Records there are now that cannot be read. Each was logged once.
+    pub unreadable: usize,
+    /// `connected`, or one line that says what is wrong.
+    pub consul_state: String,
+}
+
+/// A host and whether its lease stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostEntry {
+    /// Its record.
+    pub record: HostRecord,
+    /// Whether a session holds the record; `false` is a lost lease.
+    pub locked: bool,
+}
+
+/// The task that watches; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Watcher {
+    wanted: mpsc::UnboundedSender<BTreeSet<String>>,
+    task: AbortHandle,
+}
+
+impl Watcher {
+    /// Starts watching hosts and networks. The receiver's first value is an empty snapshot in
+    /// which nothing was read yet.
+    pub fn spawn(consul: Consul) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+        let initial = Snapshot {
+            consul_state: format!("connecting to Consul at {}", consul.describe()),
+            ..Snapshot::default()
+        };
+        let (publish, snapshots) = watch::channel(Arc::new(initial));
+        let (wanted, requests) = mpsc::unbounded_channel();
+        let task = tokio::spawn(Watch::new(consul, publish).run(requests)).abort_handle();
+        (Self { wanted, task }, snapshots)
+    }
+
+    /// Says of which networks, by id, the endpoints are to be watched from now on, and of no
+    /// other.
+    pub fn want_endpoints(&self, network_ids: BTreeSet<String>) {
+        // The task ends only with us, so there is always someone to receive it.
+        let _ = self.wanted.send(network_ids);
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What is watched.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Hosts,
+    Networks,
+    Endpoints(String),
+}
+
+impl Subject {
+    fn folder(&self) -> String {
+        match self {
+            Self::Hosts => "hosts/".into(),
+            Self::Networks => "networks/".into(),
+            Self::Endpoints(id) => endpoints_folder(id),
+        }
+    }
+}
+
+/// One watched folder: its records and the query under way.
+struct Watched {
+    records: Records,
+    failures: u32,
+    problem: Option<String>,
+    query: AbortHandle,
+    /// Tells the answers of this watching of the folder from those of an earlier one.
+    generation: u64,
+}
+
+enum Records {
+    Hosts(Folder<HostEntry>),
+    Networks(Folder<NetworkRecord>),
+    Endpoints(Folder<EndpointRecord>),
+}
+
+struct Answer {
+    subject: Subject,
+    generation: u64,
+    result: Result<Option<Listing>>,
+}
+
+struct Watch {
+    consul: Consul,
+    publish: watch::Sender<Arc<Snapshot>>,
+    watched: BTreeMap<Subject, Watched>,
+    queries: JoinSet<Answer>,
+    generations: u64,
+}
+
+impl Watch {
+    fn new(consul: Consul, publish: watch::Sender<Arc<Snapshot>>) -> Self {
+        Self { consul, publish, watched: BTreeMap::new(), queries: JoinSet::new(), generations: 0 }
+    }
+
+    async fn run(mut self, mut requests: mpsc::UnboundedReceiver<BTreeSet<String>>) {
+        self.start(Subject::Hosts);
+        self.start(Subject::Networks);
+        loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(network_ids) => self.want(&network_ids),
+                    None => return,
+                },
+                Some(answer) = self.queries.join_next() => match answer {
+                    Ok(answer) => self.take_in(answer),
+                    // Aborted by ourselves, because it is not wanted any more.
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => tracing::error!(%error, "a query to Consul died"),
+                },
+            }
+        }
+    }
+
+    fn start(&mut self, subject: Subject) {
+        self.generations += 1;
+        let generation = self.generations;
+        let query = self.query(subject.clone(), generation, Duration::ZERO, 0, false);
+        let folder = subject.folder();
+        let records = match &subject {
+            Subject::Hosts => Records::Hosts(Folder::new(folder)),
+            Subject::Networks => Records::Networks(Folder::new(folder)),
+            Subject::Endpoints(_) => Records::Endpoints(Folder::new(folder)),
+        };
+        let watched = Watched { records, failures: 0, problem: None, query, generation };
+        self.watched.insert(subject, watched);
+    }
+
+    fn want(&mut self, network_ids: &BTreeSet<String>) {
+        let unwanted: Vec<_> = self
+            .watched
+            .keys()
+            .filter(|subject| match subject {
+                Subject::Endpoints(id) => !network_ids.contains(id),
+                _ => false,
+            })
+            .cloned()
+            .collect();
+        for subject in &unwanted {
+            if let Some(watched) = self.watched.remove(subject) {
+                watched.query.abort();
+            }
+        }
+        for id in network_ids {
+            let subject = Subject::Endpoints(id.clone());
+            if !self.watched.contains_key(&subject) {
+                self.start(subject);
+            }
+        }
+        if !unwanted.is_empty() {
+            self.publish();
+        }
+    }
+
+    /// Asks again after `pause`: at once what there is for index 0, else what comes after `index`.
+    fn query(
+        &mut self,
+        subject: Subject,
+        generation: u64,
+        pause: Duration,
+        index: u64,
+        make_sentinel: bool,
+    ) -> AbortHandle {
+        let consul = self.consul.clone();
+        let network = match &subject {
+            Subject::Endpoints(id) => self.name_of(id),
+            _ => None,
+        };
+        self.queries.spawn(async move {
+            tokio::time::sleep(pause).await;
+            let result = async {
+                if make_sentinel {
+                    create_sentinel(&consul, &subject, network.as_deref()).await?;
+                }
+                let folder = subject.folder();
+                match index {
+                    0 => consul.list(&folder).await,
+                    index => consul.list_after(&folder, index).await,
+                }
+            }
+            .await;
+            Answer { subject, generation, result }
+        })
+    }
+
+    fn name_of(&self, network_id: &str) -> Option<String> {
+        let Some(Watched { records: Records::Networks(networks), .. }) =
+            self.watched.get(&Subject::Networks)
+        else {
+            return None;
+        };
+        let found = networks.records().find(|(_, network)| network.id == network_id);
+        found.map(|(name, _)| name.to_owned())
+    }
+
+    fn take_in(&mut self, Answer { subject, generation, result }: Answer) {
+        let Some(watched) = self.watched.get_mut(&subject) else { return };
+        if watched.generation != generation {
+            return;
+        }
+        let outcome = result.map(|listing| match &mut watched.records {
+            Records::Hosts(folder) => folder.take_in(listing, |name, entry| {
+                let record = HostRecord::parse(name, &entry.value)?;
+                Ok(HostEntry { record, locked: entry.session.is_some() })
+            }),
+            Records::Networks(folder) => {
+                folder.take_in(listing, |name, entry| NetworkRecord::parse(name, &entry.value))
+            }
+            Records::Endpoints(folder) => {
+                folder.take_in(listing, |name, entry| EndpointRecord::parse(name, &entry.value))
+            }
+        });
+        let (problem, next, make_sentinel) = match outcome {
+            Ok(Outcome::Good { next }) => (None, next, false),
+            Ok(Outcome::NoSentinel) => {
+                (Some(anyhow!("Consul holds no {} yet", subject.folder())), 0, true)
+            }
+            Err(error) => (Some(error), 0, false),
+        };
+        let pause = match &problem {
+            None => {
+                watched.failures = 0;
+                if next == 0 { FIRST_BACKOFF } else { PAUSE }
+            }
+            // The first try at a sentinel needs no waiting: this is how a new cluster begins.
+            Some(_) if make_sentinel && watched.failures == 0 => {
+                watched.failures = 1;
+                Duration::ZERO
+            }
+            Some(_) => {
+                let pause = backoff(watched.failures);
+                watched.failures = watched.failures.saturating_add(1);
+                pause
+            }
+        };
+        let problem = problem.map(|error| format!("{error:#}"));
+        if watched.problem != problem {
+            match &problem {
+                Some(why) if !make_sentinel => {
+                    tracing::warn!("{why}; going on with what was read before");
+                }
+                Some(_) => {}
+                None => tracing::info!("reading {} from Consul again", subject.folder()),
+            }
+            watched.problem = problem;
+        }
+        let query = self.query(subject.clone(), generation, pause, next, make_sentinel);
+        if let Some(watched) = self.watched.get_mut(&subject) {
+            watched.query = query;
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let mut snapshot = Snapshot { consul_state: "connected".into(), ..Snapshot::default() };
+        for (subject, Watched { records, problem, .. }) in &self.watched {
+            if let Some(problem) = problem {
+                snapshot.consul_state.clone_from(problem);
+            }
+            match (subject, records) {
+                (_, Records::Hosts(folder)) => {
+                    snapshot.unreadable += folder.unreadable();
+                    snapshot.hosts = folder.was_read().then(|| by_name(folder));
+                }
+                (_, Records::Networks(folder)) => {
+                    snapshot.unreadable += folder.unreadable();
+                    snapshot.networks = folder.was_read().then(|| by_name(folder));
+                }
+                (Subject::Endpoints(id), Records::Endpoints(folder)) => {
+                    snapshot.unreadable += folder.unreadable();
+                    if folder.was_read() {
+                        let records = folder.records();
+                        let records = records.map(|(_, record)| (record.address, record.clone()));
+                        snapshot.endpoints.insert(id.clone(), records.collect());
+                    }
+                }
+                (_, Records::Endpoints(_)) => {}
+            }
+        }
+        if snapshot.hosts.is_none() || snapshot.networks.is_none() {
+            // Until both were read, a folder that was says nothing about Consul as a whole.
+            if snapshot.consul_state == "connected" {
+                snapshot.consul_state =
+                    format!("connecting to Consul at {}", self.consul.describe());
+            }
+        }
+        self.publish.send_if_modified(|current| {
+            let changed = !same(current, &snapshot);
+            if changed {
+                *current = Arc::new(snapshot);
+            }
+            changed
+        });
+    }
+}
+
+/// Makes a folder's sentinel, unless there is one by now, or the network it belongs to is gone.
+async fn create_sentinel(consul: &Consul, subject: &Subject, network: Option<&str>) -> Result<()> {
+    let mut operations = vec![sentinel::create(&subject.folder())];
+    if let Subject::Endpoints(id) = subject {
+        // A removed network must stay removed, and nobody would ever clean up a folder made for it.
+        let Some(name) = network else { return Ok(()) };
+        let Some(entry) = consul.get(&network_key(name)).await? else { return Ok(()) };
+        if !NetworkRecord::parse(name, &entry.value).is_ok_and(|network| network.id == *id) {
+            return Ok(());
+        }
+        operations.push(Operation::check_index(entry.key, entry.modify_index));
+    }
+    // A conflict means that another host made it, which is as good.
+    let _ = consul.transact(operations).await?;
+    Ok(())
+}
+
+fn by_name<T: Clone>(folder: &Folder<T>) -> BTreeMap<String, T> {
+    folder.records().map(|(name, record)| (name.to_owned(), record.clone())).collect()
+}
+
+fn same(a: &Snapshot, b: &Snapshot) -> bool {
+    let Snapshot { hosts, networks, endpoints, unreadable, consul_state } = a;
+    *hosts == b.hosts
+        && *networks == b.networks
+        && *endpoints == b.endpoints
+        && *unreadable == b.unreadable
+        && *consul_state == b.consul_state
+}
+
+/// How long to wait after so many failures before: doubling, bounded, and with jitter so that the
+/// hosts of a cluster do not all come back to a restarted Consul in the same instant.
+pub(super) fn backoff(failures: u32) -> Duration {
+    let base = FIRST_BACKOFF.saturating_mul(1 << failures.min(10)).min(LONGEST_BACKOFF);
+    base + base.mul_f64(rand::random_range(0.0..1.0))
+}
