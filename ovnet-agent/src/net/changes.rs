@@ -61,28 +61,32 @@ async fn watch(socket: AsyncFd<OwnedFd>, sender: Sender<()>) {
         let Ok(mut ready) = readable else { return };
         // Bytes that come while this sleeps are read below, so they belong to this notice.
         tokio::time::sleep(GATHER).await;
-        match drain(&socket) {
-            Ok(()) => ready.clear_ready(),
+        let changed = match drain(&socket) {
+            Ok(changed) => changed,
             Err(error) => {
                 tracing::warn!(%error, "watching the interfaces failed; changes show by the timer");
                 return;
             }
-        }
-        if let Err(TrySendError::Closed(())) = sender.try_send(()) {
+        };
+        ready.clear_ready();
+        // What came during the sleep makes the socket count as readable once more, for nothing.
+        if changed && matches!(sender.try_send(()), Err(TrySendError::Closed(()))) {
             return;
         }
     }
 }
 
-/// Reads all there is. An overrun (ENOBUFS) is a change like any other: what was lost is never
-/// looked at.
-fn drain(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
+/// Reads all there is; whether there was anything. An overrun (ENOBUFS) is a change like any other:
+/// what was lost is never looked at.
+fn drain(socket: &AsyncFd<OwnedFd>) -> io::Result<bool> {
     let mut buffer = [0; 4096];
+    let mut any = false;
     loop {
-        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC) {
+        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => return Ok(()),
+            Ok(_) | Err(Errno::ENOBUFS) => any = true,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Ok(any),
             Err(error) => return Err(error.into()),
         }
     }

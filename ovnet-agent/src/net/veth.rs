@@ -65,15 +65,17 @@ impl Net {
     pub async fn create_veth(&self, spec: &VethSpec) -> Result<Veth> {
         let sandbox = self.sandbox(&spec.netns).await?;
         self.check_spec(spec, &sandbox).await?;
-        let index = self.add_pair(spec, &sandbox).await?;
-        let mut undo = Undo { net: Some(self.clone()), index, name: spec.host_ifname.clone() };
-        let made = self.furnish(spec, &sandbox, index).await;
-        undo.net = None;
-        if made.is_err()
-            && let Err(error) = self.space().delete(index, &spec.host_ifname).await
-        {
-            tracing::warn!("an endpoint could not be made, nor taken back: {error:#}");
-        }
+        // Given explicitly, so that nothing on the host (udev) finds a random address to change,
+        // and so that this pair can be told from one that another made under the same name.
+        let mut host_mac: [u8; 6] = rand::random();
+        host_mac[0] = host_mac[0] & 0xfc | 0x02;
+        let undo = Undo::new(self, &spec.host_ifname, host_mac);
+        let made = async {
+            let index = self.add_pair(spec, &sandbox, host_mac).await?;
+            self.furnish(spec, &sandbox, index).await
+        };
+        let made = made.await;
+        undo.settle(made.is_ok()).await;
         made.with_context(|| {
             format!("make the veth pair {} of {}", spec.host_ifname, spec.netns.display())
         })
@@ -88,26 +90,27 @@ impl Net {
         mtu: u32,
     ) -> Result<()> {
         let sandbox = self.sandbox(netns).await?;
-        let of = |message: Option<LinkMessage>, name: &str| {
-            message.with_context(|| format!("there is no interface {name} to set the MTU of"))
-        };
-        let host_end = of(self.space().link_message(host_ifname).await?, host_ifname)?;
-        let inner_end = of(sandbox.link_message(ifname).await?, ifname)?;
-        let before = mtu_of(&host_end);
-        let (host_index, inner_index) = (host_end.header.index, inner_end.header.index);
-        // The host's end must never be the smaller one for long: it would drop what the sandbox
-        // may still send. Neither order drops anything that had room before and after.
-        if before != Some(mtu) {
-            self.space().set_mtu(host_index, host_ifname, mtu).await?;
+        let missing = |name: &str| format!("there is no interface {name} to set the MTU of");
+        let host_end = self.space().link_message(host_ifname).await?;
+        let host_end = host_end.with_context(|| missing(host_ifname))?;
+        let inner_end = sandbox.link_message(ifname).await?;
+        let inner_end = inner_end.with_context(|| missing(ifname))?;
+        let mut steps = [(self.space(), host_ifname, host_end), (&sandbox, ifname, inner_end)];
+        // A veth drops what is larger than the receiving end's MTU, so the host's end, which gets
+        // what the sandbox sends, must not be the smaller one in between.
+        if mtu_of(&steps[0].2).is_some_and(|before| before > mtu) {
+            steps.reverse();
         }
-        if mtu_of(&inner_end) == Some(mtu) {
-            return Ok(());
+        for (done, (space, name, end)) in steps.iter().enumerate() {
+            let Err(error) = space.set_mtu(end.header.index, name, mtu).await else { continue };
+            for (space, name, end) in &steps[..done] {
+                if let Some(before) = mtu_of(end) {
+                    space.set_mtu(end.header.index, name, before).await?;
+                }
+            }
+            return Err(error.context(format!("endpoint of {}", netns.display())));
         }
-        let result = sandbox.set_mtu(inner_index, ifname, mtu).await;
-        if let (Err(_), Some(before)) = (&result, before) {
-            self.space().set_mtu(host_index, host_ifname, before).await?;
-        }
-        result.with_context(|| format!("inside {}", netns.display()))
+        Ok(())
     }
 
     /// Brings the host's end to what the programs need: forwarding on (`bpf_fib_lookup` asks for
@@ -184,7 +187,7 @@ impl Net {
     }
 
     /// Makes the pair; the host's ifindex.
-    async fn add_pair(&self, spec: &VethSpec, sandbox: &Space) -> Result<u32> {
+    async fn add_pair(&self, spec: &VethSpec, sandbox: &Space, host_mac: [u8; 6]) -> Result<u32> {
         // The kernel replaces the pattern with the first free number, without a race.
         let ifname = spec.ifname.as_deref().unwrap_or("eth%d");
         let inner = LinkUnspec::new_with_name(ifname)
@@ -192,9 +195,6 @@ impl Net {
             .address(spec.mac.to_vec())
             .mtu(spec.mtu)
             .build();
-        // Given explicitly, so that nothing on the host (udev) finds a random address to change.
-        let mut host_mac: [u8; 6] = rand::random();
-        host_mac[0] = host_mac[0] & 0xfc | 0x02;
         let pair = LinkVeth::new(&spec.host_ifname, ifname)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(inner)))
             .address(host_mac.to_vec())
@@ -250,25 +250,59 @@ impl Net {
     }
 }
 
-/// Deletes the pair when the future that makes it is dropped half way.
+/// Takes a pair back when making it failed, or when the future that makes it is dropped half way.
+/// Armed before the pair is asked for: the request may be carried out after the future is gone.
 struct Undo {
     net: Option<Net>,
-    index: u32,
     name: String,
+    host_mac: [u8; 6],
+}
+
+impl Undo {
+    fn new(net: &Net, name: &str, host_mac: [u8; 6]) -> Self {
+        Self { net: Some(net.clone()), name: name.to_owned(), host_mac }
+    }
+
+    async fn settle(mut self, keep: bool) {
+        if keep {
+            self.net = None;
+        } else if let Some(net) = &self.net {
+            take_back(net, &self.name, self.host_mac).await;
+            self.net = None;
+        }
+    }
 }
 
 impl Drop for Undo {
     fn drop(&mut self) {
         let Some(net) = self.net.take() else { return };
-        let (index, name) = (self.index, std::mem::take(&mut self.name));
+        let (name, host_mac) = (std::mem::take(&mut self.name), self.host_mac);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                if let Err(error) = net.space().delete(index, &name).await {
-                    tracing::warn!("an endpoint was given up, but not taken back: {error:#}");
-                }
-            });
+            // The same socket carries this after the request that made the pair, in that order.
+            runtime.spawn(async move { take_back(&net, &name, host_mac).await });
         }
     }
+}
+
+async fn take_back(net: &Net, name: &str, host_mac: [u8; 6]) {
+    let result = async {
+        match net.space().link_message(name).await? {
+            Some(message) if mac_is(&message, host_mac) => {
+                net.space().delete(message.header.index, name).await
+            }
+            _ => Ok(()),
+        }
+    };
+    if let Err(error) = result.await {
+        tracing::warn!("an endpoint could not be made, nor taken back: {error:#}");
+    }
+}
+
+fn mac_is(message: &LinkMessage, mac: [u8; 6]) -> bool {
+    message
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, LinkAttribute::Address(bytes) if *bytes == mac))
 }
 
 fn set_offloads(sandbox: &Space, ifname: &str, wanted: SandboxOffloads) -> Result<()> {
