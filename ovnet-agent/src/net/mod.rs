@@ -1,1 +1,58 @@
-//! Being written.
+//! This host's interfaces: the only place that speaks rtnetlink.
+//!
+//! [`Net`] works in the network namespace it was opened in, whatever thread its methods run on, and
+//! reaches into sandboxes' namespaces without moving any thread of the runtime (see `netns.rs`).
+//! Settings are read and written by netlink, ioctl and `/proc/sys/net`; `/sys/class/net` is not
+//! used, because it shows the namespace that `/sys` was mounted in.
+
+use anyhow::{Context as _, Result};
+
+mod changes;
+mod external;
+mod link;
+mod netns;
+mod offload;
+mod sysctl;
+mod uplink;
+mod veth;
+
+pub use external::EXTERNAL;
+pub use link::Link;
+pub use netns::resolve_netns;
+pub use offload::{Offload, Offloads};
+pub use sysctl::port_range;
+pub use uplink::Uplink;
+pub use veth::{SandboxOffloads, Veth, VethSpec};
+
+/// The interfaces of one network namespace. Cheap to clone.
+#[derive(Clone)]
+pub struct Net(netns::Space);
+
+impl Net {
+    /// Opens the calling thread's network namespace. Needs the current tokio runtime, which then
+    /// runs a task for as long as a clone exists.
+    pub fn open() -> Result<Self> {
+        let space = netns::Space::current().context("open this host's network namespace")?;
+        Ok(Self(space))
+    }
+
+    /// The offloads of an interface of this host.
+    pub fn offloads(&self, ifname: &str) -> Result<Offloads> {
+        offload::read(&self.0.control, ifname)
+    }
+
+    /// Sets one offload of an interface of this host. Idempotent.
+    pub fn set_offload(&self, ifname: &str, which: Offload, on: bool) -> Result<()> {
+        offload::set(&self.0.control, ifname, which, on)
+    }
+
+    /// A setting below `/proc/sys/net` of this host's namespace, as `ipv4/ip_forward`; `None`
+    /// where it cannot be read.
+    pub async fn sysctl(&self, below: &str) -> Option<String> {
+        self.0.namespace.sysctl(below.to_owned()).await
+    }
+
+    fn space(&self) -> &netns::Space {
+        &self.0
+    }
+}
