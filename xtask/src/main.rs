@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod lab;
 mod progress;
+mod report;
 mod setup;
 mod test;
 mod tools;

@@ -25,8 +25,6 @@ pub(crate) struct Outcome {
     pub(crate) status: ExitStatus,
     /// All lines it wrote, to standard output and standard error, as they came.
     pub(crate) lines: Vec<String>,
-    /// How long it took.
-    pub(crate) took: Duration,
 }
 
 /// Runs a command and shows what it does in one line; keeps its output.
@@ -73,7 +71,7 @@ pub(crate) fn watch(label: &str, command: &mut Command) -> Result<Outcome> {
         let _ = reader.join();
     }
     let lines = std::mem::take(&mut *lines.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Outcome { status, lines, took: started.elapsed() })
+    Ok(Outcome { status, lines })
 }
 
 /// Runs a command as [`watch`] does, and keeps what it wrote in `log`.
@@ -81,7 +79,7 @@ pub(crate) fn watch(label: &str, command: &mut Command) -> Result<Outcome> {
 /// # Errors
 /// The command cannot be started or fails; its last lines are printed first.
 pub(crate) fn run(label: &str, command: &mut Command, log: &Path) -> Result<()> {
-    let Outcome { status, lines, took: _ } = watch(label, command)?;
+    let Outcome { status, lines } = watch(label, command)?;
     if let Some(folder) = log.parent() {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
