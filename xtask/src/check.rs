@@ -1,0 +1,110 @@
+//! `cargo xtask check`: what must be clean before a change goes in. CI runs the same.
+
+mod rules;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::{progress, tools};
+
+/// What a check found; empty when all is well.
+#[derive(Default)]
+struct Findings {
+    /// These fail the check.
+    errors: Vec<String>,
+    /// These are only shown.
+    warnings: Vec<String>,
+}
+
+/// One line of the list: its name and how to run it.
+type Check = (&'static str, fn() -> Result<Findings>);
+
+const CHECKS: &[Check] = &[
+    ("formatting", formatting),
+    ("lint settings in every crate", rules::lint_settings),
+    ("file lengths", rules::file_lengths),
+    ("one folder per interface", rules::boundaries),
+    ("clippy, host", clippy_host),
+    ("clippy, BPF target", clippy_bpf),
+    ("documentation", documentation),
+];
+
+/// Runs all checks, also after one that failed, and lists them with what they found.
+///
+/// # Errors
+/// A check failed, or a tool is missing.
+pub(crate) fn run() -> Result<()> {
+    tools::ensure(tools::TO_BUILD)?;
+    let mut failed = Vec::new();
+    for (name, check) in CHECKS {
+        let started = Instant::now();
+        let Findings { errors, warnings } = check()?;
+        let verdict = if errors.is_empty() { "ok" } else { "FAILED" };
+        println!("{verdict:<6}  {name:<30}  {}", progress::duration(started.elapsed()));
+        for line in &warnings {
+            println!("        warning: {line}");
+        }
+        for line in &errors {
+            println!("        {line}");
+        }
+        if !errors.is_empty() {
+            failed.push(*name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("not clean: {}", failed.join("; "));
+    }
+    Ok(())
+}
+
+fn formatting() -> Result<Findings> {
+    let mut command = tools::cargo();
+    command.args(["fmt", "--all", "--", "--check", "--color", "never"]);
+    cargo("formatting", command)
+}
+
+fn clippy_host() -> Result<Findings> {
+    let mut command = tools::cargo();
+    command.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    cargo("clippy, host", command)
+}
+
+/// The host's clippy sees only the stub that the programs are there.
+fn clippy_bpf() -> Result<Findings> {
+    let mut command = tools::cargo();
+    let arch = std::env::consts::ARCH;
+    command
+        .args(["clippy", "--package", "ovnet-ebpf", "--release", "-Z", "build-std=core"])
+        .args([
+            "--target",
+            if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" },
+        ])
+        .args(["--", "-D", "warnings"])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{arch}\""))
+        // The variable above makes everything build anew; apart, it leaves the rest alone.
+        .env("CARGO_TARGET_DIR", tools::target().join("bpf-clippy"));
+    cargo("clippy, BPF target", command)
+}
+
+fn documentation() -> Result<Findings> {
+    let mut command = tools::cargo();
+    command.args(["doc", "--no-deps", "--workspace", "--document-private-items"]);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    cargo("documentation", command)
+}
+
+/// Runs cargo; what it printed is the finding when it fails.
+fn cargo(label: &str, mut command: std::process::Command) -> Result<Findings> {
+    let outcome = progress::watch(label, &mut command)?;
+    if outcome.status.success() {
+        return Ok(Findings::default());
+    }
+    let mut errors = vec![format!("`{}`:", tools::show(&command))];
+    errors.extend(outcome.lines.into_iter().filter(|line| {
+        let progress = ["Compiling ", "Checking ", "Documenting ", "Finished "];
+        !progress.iter().any(|word| line.trim_start().starts_with(word))
+    }));
+    Ok(Findings { errors, warnings: Vec::new() })
+}

@@ -1,0 +1,1 @@
+//! What the project's verbs share with its tests.
