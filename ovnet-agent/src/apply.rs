@@ -1,1 +1,62 @@
-//! Being written.
+//! Carries out steps. Every failure is kept and the rest goes on; the next pass tries again.
+
+use anyhow::Result;
+
+use crate::{
+    datapath::{Datapath, Tables},
+    diff::Op,
+};
+
+/// A step that failed, and why.
+#[derive(Debug)]
+pub struct Failure {
+    /// The step.
+    pub op: Op,
+    /// The reason.
+    pub error: anyhow::Error,
+}
+
+/// Carries the steps out on the kernel and, for each that worked, on `tables`, which so stay what
+/// the kernel holds without being read again.
+pub fn apply(datapath: &mut Datapath, tables: &mut Tables, ops: Vec<Op>) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    for op in ops {
+        match step(datapath, &op) {
+            Ok(()) => record(tables, &op),
+            Err(error) => failures.push(Failure { op, error }),
+        }
+    }
+    failures
+}
+
+fn step(datapath: &mut Datapath, op: &Op) -> Result<()> {
+    match op {
+        Op::SetConfig(value) => datapath.maps().set_config(*value),
+        Op::SetHost(key, value) => datapath.maps().set_host(*key, *value),
+        Op::SetNetwork(key, value) => datapath.maps().set_network(*key, *value),
+        Op::SetEndpoint(key, value) => datapath.maps().set_endpoint(*key, *value),
+        Op::SetPort(key, value) => datapath.maps().set_port(*key, *value),
+        Op::Attach(attachment) => datapath.attach(attachment),
+        Op::Detach(attachment) => datapath.detach(attachment),
+        Op::RemoveLink(pin) => datapath.remove_link(pin),
+        Op::RemoveEndpoint(key) => datapath.maps().remove_endpoint(key),
+        Op::RemovePort(key) => datapath.maps().remove_port(*key),
+        Op::RemoveNetwork(key) => datapath.maps().remove_network(*key),
+        Op::RemoveHost(key) => datapath.maps().remove_host(key),
+    }
+}
+
+fn record(tables: &mut Tables, op: &Op) {
+    match op {
+        Op::SetConfig(value) => tables.config = *value,
+        Op::SetHost(key, value) => drop(tables.hosts.insert(*key, *value)),
+        Op::SetNetwork(key, value) => drop(tables.networks.insert(*key, *value)),
+        Op::SetEndpoint(key, value) => drop(tables.endpoints.insert(*key, *value)),
+        Op::SetPort(key, value) => drop(tables.ports.insert(*key, *value)),
+        Op::RemoveEndpoint(key) => drop(tables.endpoints.remove(key)),
+        Op::RemovePort(key) => drop(tables.ports.remove(key)),
+        Op::RemoveNetwork(key) => drop(tables.networks.remove(key)),
+        Op::RemoveHost(key) => drop(tables.hosts.remove(key)),
+        Op::Attach(_) | Op::Detach(_) | Op::RemoveLink(_) => {}
+    }
+}

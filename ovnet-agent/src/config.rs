@@ -1,1 +1,188 @@
-//! Being written.
+//! The agent's command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::Ipv4Net;
+
+use crate::datapath::DatapathLog;
+
+/// The multi-host container network beside Consul: one agent per host.
+///
+///     ovnet-agent --consul 192.168.1.11:8500 --advertise ens33
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Arguments {
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run.
+    #[command(flatten)]
+    pub run: Option<Config>,
+}
+
+/// What the agent does besides running.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell what this host has and lacks, in one table; exits non-zero where the agent cannot run
+    Check(Config),
+    /// Remove everything ovnet of this host: interfaces, programs, maps, state, records in Consul
+    Cleanup(Cleanup),
+}
+
+/// When the XDP program is attached to the uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Xdp {
+    /// Native, on drivers whose native XDP keeps their offloads; off on all others
+    #[default]
+    Auto,
+    /// In the driver
+    Native,
+    /// After the driver
+    Generic,
+    /// Never
+    Off,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// For machines
+    Json,
+}
+
+/// Where Consul and the records are.
+#[derive(Clone, Debug, Args)]
+pub struct ConsulArguments {
+    /// Name of this host among the others [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Where the records are in Consul
+    #[arg(long, value_name = "PREFIX", default_value = "ovnet/v1")]
+    pub prefix: String,
+}
+
+/// Where this host keeps its part.
+#[derive(Clone, Debug, Args)]
+pub struct Folders {
+    /// Socket `ovnet` talks to
+    #[arg(long, value_name = "PATH", default_value = "/run/ovnet/ovnet.sock")]
+    pub socket: PathBuf,
+    /// Folder of what this host must remember
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/ovnet")]
+    pub state_dir: PathBuf,
+    /// Folder of pinned maps and programs, on a bpffs
+    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/ovnet")]
+    pub bpffs: PathBuf,
+}
+
+/// How the agent runs.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// Consul: host:port, http://…, https://… or consul://host:port[/prefix]
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub consul: String,
+    /// Interface or IPv4 address the other hosts reach this one by
+    #[arg(long, value_name = "IFACE|ADDR", required = true)]
+    pub advertise: String,
+    /// Names in Consul.
+    #[command(flatten)]
+    pub names: ConsulArguments,
+    /// Folders.
+    #[command(flatten)]
+    pub folders: Folders,
+    /// XDP on the uplink
+    #[arg(long, value_enum, default_value_t)]
+    pub xdp: Xdp,
+    /// UDP port of VXLAN, the same on all hosts
+    #[arg(long, value_name = "PORT", default_value_t = 4789, value_parser = clap::value_parser!(u16).range(1..))]
+    pub vxlan_port: u16,
+    /// Where the subnets of networks without --subnet come from
+    #[arg(long, value_name = "SUBNET", default_value = "10.0.0.0/8")]
+    pub default_pool: Ipv4Net,
+    /// Prefix length of those subnets
+    #[arg(long, value_name = "LENGTH", default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=30))]
+    pub default_pool_size: u8,
+    /// How long a host whose lease is lost stays reachable, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub host_grace: Duration,
+    /// Log of the programs themselves; costs speed
+    #[arg(long, value_enum, default_value_t)]
+    pub datapath_log: DatapathLog,
+    /// Form of the log on standard error; its level is set by RUST_LOG
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// Attach TC programs by clsact even where the kernel has TCX.
+    #[arg(long, hide = true)]
+    pub force_clsact: bool,
+    /// How often everything is compared with what it should be, in seconds.
+    #[arg(long, hide = true, default_value = "10", value_parser = seconds)]
+    pub repair_interval: Duration,
+}
+
+/// What to clean up.
+#[derive(Clone, Debug, Args)]
+pub struct Cleanup {
+    /// Consul, to remove this host's records too
+    #[arg(long, value_name = "ADDR")]
+    pub consul: Option<String>,
+    /// Names in Consul.
+    #[command(flatten)]
+    pub names: ConsulArguments,
+    /// Folders.
+    #[command(flatten)]
+    pub folders: Folders,
+}
+
+impl ConsulArguments {
+    /// `--node`, or the host's name.
+    pub fn node(&self) -> anyhow::Result<String> {
+        use anyhow::Context as _;
+        if let Some(node) = &self.node {
+            anyhow::ensure!(
+                !node.is_empty() && !node.contains('/'),
+                "--node '{node}' cannot be a name in Consul: it is empty or has a slash"
+            );
+            return Ok(node.clone());
+        }
+        let name = nix::unistd::gethostname().context("read the host name; give --node")?;
+        name.into_string().ok().context("the host name is not UTF-8; give --node")
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+        _ => Err("a whole number of seconds, at least 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn two_options_are_enough_to_run_and_both_are_needed() {
+        let both = ["ovnet-agent", "--consul", "192.168.1.11:8500", "--advertise", "ens33"];
+        let arguments = Arguments::try_parse_from(both).unwrap();
+        assert!(arguments.command.is_none());
+        assert_eq!(arguments.run.unwrap().vxlan_port, 4789);
+        assert!(Arguments::try_parse_from(&both[..3]).is_err());
+        assert!(Arguments::try_parse_from(["ovnet-agent"]).is_err());
+    }
+
+    #[test]
+    fn cleanup_needs_no_consul() {
+        let arguments = Arguments::try_parse_from(["ovnet-agent", "cleanup"]).unwrap();
+        assert!(matches!(arguments.command, Some(Command::Cleanup(_))));
+    }
+}

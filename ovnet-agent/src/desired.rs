@@ -1,1 +1,252 @@
-//! Being written.
+//! What the kernel should hold, computed from what Consul said and what is on this host. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use ovnet_common::{
+    abi::{
+        Address, EndpointKey, EndpointValue, HostConfig, HostValue, NetworkValue, PortValue,
+        Program, mapped, network_flags,
+    },
+    vxlan,
+};
+
+use crate::{
+    consul::schema::{EndpointRecord, EndpointState, HostRecord, NetworkRecord, mac_of, parse_mac},
+    datapath::{Attachment, Tables, XdpMode},
+    state::LocalEndpoint,
+};
+
+/// Everything [`desired`] looks at.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Name of this host.
+    pub node: String,
+    /// The uplink as last known.
+    pub uplink: UplinkView,
+    /// ifindex of `ovnet-vx`; `None` while it could not be made.
+    pub external: Option<u32>,
+    /// UDP port VXLAN is received on, host byte order.
+    pub vxlan_port: u16,
+    /// Outer UDP source ports: the first, and the one never reached.
+    pub source_ports: (u16, u16),
+    /// XDP on the uplink.
+    pub xdp: Option<XdpMode>,
+    /// Hosts that count as there; `None` until Consul said so once.
+    pub hosts: Option<BTreeMap<String, HostRecord>>,
+    /// Endpoints by network id, of the networks that were read.
+    pub endpoints: BTreeMap<String, BTreeMap<Ipv4Addr, EndpointRecord>>,
+    /// The endpoints of this host whose veth exists, each with the host-side ifindex.
+    pub local: Vec<(LocalEndpoint, u32)>,
+}
+
+/// The uplink, as far as the datapath needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkView {
+    /// ifindex.
+    pub ifindex: u32,
+    /// Name.
+    pub name: String,
+    /// VTEP address.
+    pub address: Ipv4Addr,
+}
+
+/// What the kernel should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// The tables.
+    pub tables: Tables,
+    /// The attached programs.
+    pub attachments: BTreeSet<Attachment>,
+    /// Of what this may be taken as the whole truth, so that the rest may be removed.
+    pub authority: Authority,
+    /// Records left out because they contradict others, one line each.
+    pub contradictions: Vec<String>,
+}
+
+/// What was read whole. Entries outside it are kept (invariant 7).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Authority {
+    /// The hosts were read.
+    pub hosts: bool,
+    /// The VNIs whose endpoints, and the hosts, were read.
+    pub endpoints: BTreeSet<u32>,
+}
+
+/// Computes it.
+pub fn desired(inputs: &Inputs) -> Desired {
+    let mut desired = Desired::default();
+    desired.tables.config = HostConfig {
+        vtep: mapped(inputs.uplink.address.octets()),
+        external_ifindex: inputs.external.unwrap_or(0),
+        vxlan_port_be: inputs.vxlan_port.to_be(),
+        source_port_min: inputs.source_ports.0,
+        source_port_max: inputs.source_ports.1,
+        reserved: 0,
+    };
+    let hosts = inputs.hosts.clone().unwrap_or_default();
+    desired.authority.hosts = inputs.hosts.is_some();
+    let vteps = vteps(inputs, &hosts, &mut desired.contradictions);
+    for record in vteps.values() {
+        desired.tables.hosts.insert(
+            mapped(record.vtep.octets()),
+            HostValue { vxlan_port_be: record.port.to_be(), reserved: 0 },
+        );
+    }
+    for (endpoint, ifindex) in &inputs.local {
+        local(&mut desired, endpoint, *ifindex);
+    }
+    let networks: BTreeMap<&str, &NetworkRecord> = inputs
+        .local
+        .iter()
+        .map(|(endpoint, _)| (endpoint.network.id.as_str(), &endpoint.network))
+        .collect();
+    for (id, network) in networks {
+        let Some(endpoints) = inputs.endpoints.get(id) else { continue };
+        if inputs.hosts.is_some() {
+            desired.authority.endpoints.insert(network.vni);
+        }
+        for record in endpoints.values() {
+            remote(&mut desired, inputs, &vteps, network, record);
+        }
+    }
+    attachments(&mut desired, inputs);
+    desired
+}
+
+/// The other hosts by name, each VTEP address once. A record that claims ours, or one an earlier
+/// name has, is left out: the first name in order keeps it, so every host decides alike.
+fn vteps<'a>(
+    inputs: &Inputs,
+    hosts: &'a BTreeMap<String, HostRecord>,
+    contradictions: &mut Vec<String>,
+) -> BTreeMap<&'a str, &'a HostRecord> {
+    let mut taken: BTreeMap<Address, &str> = BTreeMap::new();
+    let mut vteps = BTreeMap::new();
+    for (node, record) in hosts {
+        if *node == inputs.node {
+            continue;
+        }
+        let unusable = record.vtep.is_unspecified()
+            || record.vtep.is_multicast()
+            || record.vtep.is_broadcast()
+            || record.vtep.is_loopback();
+        if unusable || record.vtep == inputs.uplink.address {
+            contradictions.push(format!("host {node} claims the VTEP address {}", record.vtep));
+            continue;
+        }
+        if let Some(other) = taken.get(&mapped(record.vtep.octets())) {
+            contradictions.push(format!(
+                "hosts {other} and {node} both claim the VTEP address {}; {other} keeps it",
+                record.vtep
+            ));
+            continue;
+        }
+        taken.insert(mapped(record.vtep.octets()), node);
+        vteps.insert(node.as_str(), record);
+    }
+    vteps
+}
+
+/// Enters an endpoint of this host, and with it its network.
+fn local(desired: &mut Desired, endpoint: &LocalEndpoint, ifindex: u32) {
+    let LocalEndpoint { record, network, netns: _, ifname: _, host_ifname, mtu } = endpoint;
+    let Ok(mac) = parse_mac(&record.mac) else {
+        desired.contradictions.push(format!("endpoint {} has no MAC address", record.id));
+        return;
+    };
+    let address = mapped(record.address.octets());
+    let flags = if network.internal { network_flags::INTERNAL } else { 0 };
+    desired.tables.networks.insert(
+        network.vni,
+        NetworkValue {
+            gateway: mapped(network.gateway.octets()),
+            gateway_mac: mac_of(network.gateway),
+            mtu: u16::try_from(*mtu).unwrap_or(u16::MAX),
+            flags,
+        },
+    );
+    desired.tables.endpoints.insert(
+        EndpointKey { vni: network.vni, address },
+        EndpointValue { vtep: [0; 16], ifindex, mac, vxlan_port_be: 0 },
+    );
+    desired.tables.ports.insert(ifindex, PortValue { vni: network.vni, address, mac, reserved: 0 });
+    desired.attachments.insert(Attachment {
+        program: Program::FromContainer,
+        ifindex,
+        interface: host_ifname.clone(),
+        xdp: None,
+    });
+}
+
+/// Enters an endpoint of another host, where its record makes sense.
+fn remote(
+    desired: &mut Desired,
+    inputs: &Inputs,
+    vteps: &BTreeMap<&str, &HostRecord>,
+    network: &NetworkRecord,
+    record: &EndpointRecord,
+) {
+    if record.host == inputs.node || record.state == EndpointState::Reserved {
+        return;
+    }
+    let key = EndpointKey { vni: network.vni, address: mapped(record.address.octets()) };
+    // What is on this host is known better here than in Consul.
+    if desired.tables.endpoints.contains_key(&key) {
+        desired.contradictions.push(format!(
+            "host {} claims {} of network {}, which an endpoint here has",
+            record.host, record.address, network.name
+        ));
+        return;
+    }
+    if !network.subnet.contains(&record.address) || record.address == network.gateway {
+        desired.contradictions.push(format!(
+            "host {} claims {}, which no endpoint of network {} can have",
+            record.host, record.address, network.name
+        ));
+        return;
+    }
+    let (Ok(mac), Some(host)) = (parse_mac(&record.mac), vteps.get(record.host.as_str())) else {
+        // Its host is not there, or no longer; that is said of the host already.
+        return;
+    };
+    desired.tables.endpoints.insert(
+        key,
+        EndpointValue {
+            vtep: mapped(host.vtep.octets()),
+            ifindex: 0,
+            mac,
+            vxlan_port_be: host.port.to_be(),
+        },
+    );
+}
+
+fn attachments(desired: &mut Desired, inputs: &Inputs) {
+    let UplinkView { ifindex, name, address: _ } = &inputs.uplink;
+    let on = |program, ifindex, interface: &str, xdp| Attachment {
+        program,
+        ifindex,
+        interface: interface.into(),
+        xdp,
+    };
+    desired.attachments.insert(on(Program::FromUplink, *ifindex, name, None));
+    if let Some(external) = inputs.external {
+        let name = crate::net::EXTERNAL;
+        desired.attachments.insert(on(Program::FromOverlay, external, name, None));
+    }
+    if let Some(mode) = inputs.xdp {
+        desired.attachments.insert(on(Program::UplinkXdp, *ifindex, name, Some(mode)));
+    }
+}
+
+/// MTU of an endpoint: the network's where it has one, but never more than the uplink carries.
+pub fn endpoint_mtu(network: &NetworkRecord, uplink_mtu: u32) -> u32 {
+    let overhead = u32::try_from(vxlan::OVERHEAD).unwrap_or(u32::MAX);
+    let room = uplink_mtu.saturating_sub(overhead);
+    network.mtu.map_or(room, |mtu| mtu.min(room))
+}
+
+#[cfg(test)]
+mod tests;

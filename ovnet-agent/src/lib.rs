@@ -14,6 +14,7 @@ pub mod consul;
 pub mod datapath;
 pub mod desired;
 pub mod diff;
+pub mod hosts;
 pub mod ipam;
 pub mod net;
 pub mod reconcile;

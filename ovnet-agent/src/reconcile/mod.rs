@@ -1,0 +1,242 @@
+//! The one loop that changes the kernel: event or timer → desired → diff → apply.
+//!
+//! Start-up, change and repair run the same pass (invariant 2), in one task, so no two passes ever
+//! meet. [`Reconciler`] is the handle the rest of the agent holds: it asks the task for changes and
+//! reads what the task last saw.
+
+mod records;
+mod worker;
+mod xdp;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use ovnet_common::{
+    abi::{DropEvent, PortCounters, Program},
+    verdict,
+};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+pub use worker::Worker;
+
+use crate::{
+    api::types::{CounterView, Status},
+    config::Xdp,
+    consul::{Consul, Snapshot},
+    datapath::{Datapath, TcMode},
+    net::{Net, SandboxOffloads, Uplink},
+    state::{LocalEndpoint, StateFolder},
+};
+
+/// Drop events kept for a slow reader of `ovnet monitor`.
+const EVENT_BACKLOG: usize = 1024;
+/// Requests waiting for a pass; more wait in their callers.
+const REQUEST_BACKLOG: usize = 256;
+
+/// What the loop needs to know of the command line.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of this host.
+    pub node: String,
+    /// `--advertise`.
+    pub advertise: String,
+    /// `--vxlan-port`, host byte order.
+    pub vxlan_port: u16,
+    /// `--xdp`.
+    pub xdp: Xdp,
+    /// `--host-grace`.
+    pub host_grace: Duration,
+    /// Time between repairs.
+    pub repair_interval: Duration,
+    /// `--state-dir`.
+    pub state_dir: PathBuf,
+}
+
+/// A request to the loop.
+enum Request {
+    Add(Box<LocalEndpoint>, oneshot::Sender<Result<()>>),
+    Remove(String, oneshot::Sender<Result<()>>),
+}
+
+/// The handle. Clones share everything.
+#[derive(Clone)]
+pub struct Reconciler {
+    requests: mpsc::Sender<Request>,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Reconciler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reconciler").finish_non_exhaustive()
+    }
+}
+
+/// What the loop writes and everybody reads.
+struct Shared {
+    options: Options,
+    consul: Consul,
+    datapath: Mutex<Datapath>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    view: Mutex<View>,
+    events: broadcast::Sender<DropEvent>,
+}
+
+/// The loop's view of this host after its last pass.
+#[derive(Clone, Debug)]
+struct View {
+    local: BTreeMap<String, LocalEndpoint>,
+    uplink: Uplink,
+    xdp_note: String,
+    offloads: SandboxOffloads,
+    repairs: u64,
+    errors: Vec<String>,
+}
+
+impl Reconciler {
+    /// The handle and the loop, which does nothing until it is run. Reads the state folder, and
+    /// resolves `--advertise` once: without an uplink there is nothing to start.
+    pub async fn new(
+        options: Options,
+        consul: Consul,
+        net: Net,
+        mut datapath: Datapath,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) -> Result<(Self, Worker)> {
+        let state = StateFolder::open(&options.state_dir)?;
+        let local = state.load()?.into_iter().map(|it| (it.record.id.clone(), it)).collect();
+        let uplink = net.uplink(&options.advertise).await?;
+        let (events, _) = broadcast::channel(EVENT_BACKLOG);
+        crate::datapath::spawn_reader(&mut datapath, events.clone());
+        let (requests, incoming) = mpsc::channel(REQUEST_BACKLOG);
+        let view = View {
+            local,
+            uplink: uplink.clone(),
+            xdp_note: "off".into(),
+            offloads: xdp::WITHOUT_XDP,
+            repairs: 0,
+            errors: Vec::new(),
+        };
+        let shared = Arc::new(Shared {
+            options,
+            consul,
+            datapath: Mutex::new(datapath),
+            snapshots,
+            view: Mutex::new(view),
+            events,
+        });
+        let worker = Worker::new(Arc::clone(&shared), net, state, incoming, uplink);
+        Ok((Self { requests, shared }, worker))
+    }
+
+    /// What Consul holds, as last read.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.snapshots.borrow().clone()
+    }
+
+    /// The endpoints of this host.
+    pub fn local(&self) -> Vec<LocalEndpoint> {
+        self.shared.view().local.values().cloned().collect()
+    }
+
+    /// The uplink as last seen.
+    pub fn uplink(&self) -> Option<Uplink> {
+        Some(self.shared.view().uplink.clone())
+    }
+
+    /// What a new sandbox's interface must have on and off.
+    pub fn sandbox_offloads(&self) -> SandboxOffloads {
+        self.shared.view().offloads
+    }
+
+    /// Remembers an endpoint whose veth exists, wires it, and returns when its programs and table
+    /// entries are in place and its network's other endpoints were read once.
+    pub async fn add_local(&self, endpoint: LocalEndpoint) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Add(Box::new(endpoint), reply), answer).await
+    }
+
+    /// Forgets an endpoint, unwires it and deletes its veth. One that is not there is no error.
+    pub async fn remove_local(&self, id: &str) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Remove(id.to_owned(), reply), answer).await
+    }
+
+    async fn request(&self, request: Request, answer: oneshot::Receiver<Result<()>>) -> Result<()> {
+        let stopped = || anyhow!("the agent is stopping: try again when it is back");
+        self.requests.send(request).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// What `ovnet status` shows.
+    pub fn status(&self) -> Status {
+        let (snapshot, view) = (self.snapshot(), self.shared.view().clone());
+        let tc = match self.shared.datapath().tc_mode() {
+            TcMode::Tcx => "tcx",
+            TcMode::Clsact => "clsact",
+        };
+        let uplink = view.uplink;
+        Status {
+            node: self.shared.options.node.clone(),
+            agent: env!("CARGO_PKG_VERSION").into(),
+            uplink: uplink.link.name,
+            vtep: Some(uplink.address),
+            uplink_mtu: uplink.link.mtu,
+            consul: self.shared.consul.describe().into(),
+            consul_state: snapshot.consul_state.clone(),
+            xdp: view.xdp_note,
+            tc: tc.into(),
+            hosts: snapshot.hosts.as_ref().map_or(0, BTreeMap::len),
+            networks: snapshot.networks.as_ref().map_or(0, BTreeMap::len),
+            local_endpoints: view.local.len(),
+            repairs: view.repairs,
+            unreadable_records: snapshot.unreadable,
+            errors: view.errors,
+        }
+    }
+
+    /// Every counter, those at zero too, in the order of programs and codes.
+    pub fn counters(&self) -> Result<Vec<CounterView>> {
+        let mut datapath = self.shared.datapath();
+        let mut counters = Vec::new();
+        for program in Program::ALL {
+            for (code, label) in (0..=u8::MAX).filter_map(|it| Some((it, verdict::label(it)?))) {
+                let counter = datapath.maps().counter(program, code)?;
+                counters.push(CounterView {
+                    program: program.name().into(),
+                    verdict: label.into(),
+                    packets: counter.packets,
+                    bytes: counter.bytes,
+                });
+            }
+        }
+        Ok(counters)
+    }
+
+    /// Packets and bytes of the endpoint behind a host-side veth.
+    pub fn port_counters(&self, host_ifname: &str) -> Result<PortCounters> {
+        let ifindex = nix::net::if_::if_nametoindex(host_ifname)
+            .with_context(|| format!("look up {host_ifname}"))?;
+        self.shared.datapath().maps().port_counters(ifindex)
+    }
+
+    /// Sampled drops from now on.
+    pub fn events(&self) -> broadcast::Receiver<DropEvent> {
+        self.shared.events.subscribe()
+    }
+}
+
+impl Shared {
+    fn view(&self) -> MutexGuard<'_, View> {
+        // The view is replaced field by field with whole values; none depends on another.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn datapath(&self) -> MutexGuard<'_, Datapath> {
+        // Every method leaves the kernel in a state the next pass compares anew.
+        self.datapath.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

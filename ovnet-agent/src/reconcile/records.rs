@@ -1,0 +1,122 @@
+//! This host's own records in Consul: put back where they were lost, removed where nothing stands
+//! behind them.
+//!
+//! Attaching and detaching write the records themselves; this is for what happens in between: data
+//! wiped from Consul, a sandbox that vanished, an agent that died in the middle of an attach.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    consul::{
+        Consul, Snapshot,
+        schema::{EndpointRecord, NetworkRecord},
+    },
+    state::LocalEndpoint,
+};
+
+/// An endpoint younger than this is still being attached: its attach writes the record.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// Keeps them. Its writes run beside the loop, one at a time per endpoint.
+pub(super) struct OwnRecords {
+    consul: Consul,
+    added: BTreeMap<String, Instant>,
+    busy: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl OwnRecords {
+    pub(super) fn new(consul: Consul) -> Self {
+        Self { consul, added: BTreeMap::new(), busy: Arc::default() }
+    }
+
+    /// Notes that this endpoint is being attached now.
+    pub(super) fn added(&mut self, id: &str) {
+        self.added.insert(id.to_owned(), Instant::now());
+    }
+
+    /// Compares what Consul said with what is here. Only what was read is compared.
+    pub(super) fn keep(
+        &mut self,
+        snapshot: &Snapshot,
+        local: &[(LocalEndpoint, u32)],
+        whole: bool,
+    ) {
+        self.added.retain(|_, since| since.elapsed() < SETTLE);
+        // Looked at only by the timer: a record just written need not be in the snapshot yet.
+        if !whole || snapshot.consul_state != "connected" {
+            return;
+        }
+        for (endpoint, _) in local {
+            let LocalEndpoint { record, network, .. } = endpoint;
+            if self.added.contains_key(&record.id) {
+                continue;
+            }
+            if snapshot.networks.as_ref().is_some_and(|read| !read.contains_key(&network.name)) {
+                self.restore(network);
+            }
+            let read = snapshot.endpoints.get(&network.id);
+            let found = read.map(|endpoints| endpoints.get(&record.address));
+            if found.is_some_and(|found| found != Some(record)) {
+                self.publish(network, record);
+            }
+        }
+    }
+
+    /// Removes the record of an endpoint that is gone.
+    pub(super) fn release(&self, network: &NetworkRecord, record: &EndpointRecord) {
+        let (consul, network, record) = (self.consul.clone(), network.clone(), record.clone());
+        self.spawn(record.id.clone(), async move {
+            if let Err(error) = consul.release_endpoint(&network.id, &record).await {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "the record of an endpoint that is gone stays behind");
+            }
+        });
+    }
+
+    fn publish(&self, network: &NetworkRecord, record: &EndpointRecord) {
+        let (consul, network, record) = (self.consul.clone(), network.clone(), record.clone());
+        self.spawn(record.id.clone(), async move {
+            match consul.publish_endpoint(&network, &record).await {
+                Ok(()) => tracing::info!(
+                    network = network.name, address = %record.address,
+                    "put an endpoint's lost record back"
+                ),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "an endpoint is not announced");
+                }
+            }
+        });
+    }
+
+    fn restore(&self, network: &NetworkRecord) {
+        let (consul, network) = (self.consul.clone(), network.clone());
+        self.spawn(network.id.clone(), async move {
+            match consul.restore_network(&network).await {
+                Ok(()) => tracing::info!(network = network.name, "put a lost network back"),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "a network in use has no record");
+                }
+            }
+        });
+    }
+
+    /// Runs `work` unless the same object's is still under way.
+    fn spawn(&self, id: String, work: impl Future<Output = ()> + Send + 'static) {
+        let busy = Arc::clone(&self.busy);
+        if !lock(&busy).insert(id.clone()) {
+            return;
+        }
+        tokio::spawn(async move {
+            work.await;
+            lock(&busy).remove(&id);
+        });
+    }
+}
+
+fn lock(busy: &Mutex<BTreeSet<String>>) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+    busy.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,453 @@
+//! The loop itself and one pass of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Request, Shared, records::OwnRecords, xdp};
+use crate::{
+    apply::{Failure, apply},
+    consul::{
+        Lease, Watcher,
+        schema::{HostRecord, VERSION},
+    },
+    datapath::Tables,
+    desired::{Inputs, UplinkView, desired, endpoint_mtu},
+    diff::{Actual, Op, diff},
+    hosts::HostTable,
+    net::{self, Link, Net, Uplink},
+    state::{LocalEndpoint, StateFolder},
+};
+
+/// How long an attach waits for its network's other endpoints. After that it succeeds all the
+/// same: the endpoint is wired, and the rest follows when Consul answers.
+const FIRST_READ: Duration = Duration::from_secs(5);
+
+/// The loop. It owns everything only the loop changes.
+pub struct Worker {
+    shared: Arc<Shared>,
+    net: Net,
+    state: StateFolder,
+    requests: mpsc::Receiver<Request>,
+    uplink: Uplink,
+    hosts: HostTable,
+    /// What the maps hold: read whole at each repair, kept up to date by `apply` in between.
+    tables: Tables,
+    own_records: OwnRecords,
+    waiting: Vec<Waiting>,
+    /// The last pass's contradictions, so that each is logged once.
+    contradictions: BTreeSet<String>,
+    /// Whether the first pass is over; its changes are no repairs.
+    settled: bool,
+}
+
+/// An attach that is wired and waits for its network's endpoints to be read.
+struct Waiting {
+    network: String,
+    until: Instant,
+    reply: oneshot::Sender<Result<()>>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("uplink", &self.uplink).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        net: Net,
+        state: StateFolder,
+        requests: mpsc::Receiver<Request>,
+        uplink: Uplink,
+    ) -> Self {
+        let hosts = HostTable::new(shared.options.host_grace);
+        let own_records = OwnRecords::new(shared.consul.clone());
+        Self {
+            shared,
+            net,
+            state,
+            requests,
+            uplink,
+            hosts,
+            tables: Tables::default(),
+            own_records,
+            waiting: Vec::new(),
+            contradictions: BTreeSet::new(),
+            settled: false,
+        }
+    }
+
+    /// The first pass. What it cannot do the agent cannot run without, so its errors are fatal.
+    pub async fn start(&mut self, watcher: &Watcher, lease: &Lease) -> Result<()> {
+        let failures = self.pass(true, watcher, lease).await?;
+        self.settled = true;
+        match failures.into_iter().next() {
+            Some(failure) => Err(failure.error),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs until the last handle is gone.
+    pub async fn run(mut self, watcher: Watcher, lease: Lease) -> Lease {
+        let mut snapshots = self.shared.snapshots.clone();
+        let mut repair = tokio::time::interval(self.shared.options.repair_interval);
+        repair.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut changes = match self.net.changes() {
+            Ok(changes) => Some(changes),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "interfaces are only polled");
+                None
+            }
+        };
+        loop {
+            let mut requests = Vec::new();
+            let mut whole = false;
+            let changed = async {
+                match &mut changes {
+                    Some(changes) => changes.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let waited = self.waiting.iter().map(|waiting| waiting.until).min();
+            let overdue = async {
+                match waited {
+                    Some(until) => tokio::time::sleep_until(until.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                count = self.requests.recv_many(&mut requests, 256) => {
+                    if count == 0 {
+                        return lease;
+                    }
+                }
+                Ok(()) = snapshots.changed() => {}
+                Some(()) = changed => {}
+                () = overdue => {}
+                _ = repair.tick() => whole = true,
+            }
+            self.turn(requests, whole, &watcher, &lease).await;
+        }
+    }
+
+    /// Takes in requests, runs a pass, answers.
+    async fn turn(
+        &mut self,
+        requests: Vec<Request>,
+        whole: bool,
+        watcher: &Watcher,
+        lease: &Lease,
+    ) {
+        let (mut added, mut removed) = (Vec::new(), Vec::new());
+        for request in requests {
+            match request {
+                Request::Add(endpoint, reply) => match self.state.store(&endpoint) {
+                    Ok(()) => {
+                        self.own_records.added(&endpoint.record.id);
+                        added.push(((*endpoint).clone(), reply));
+                        let id = endpoint.record.id.clone();
+                        self.shared.view().local.insert(id, *endpoint);
+                    }
+                    Err(error) => answer(reply, Err(error)),
+                },
+                Request::Remove(id, reply) => {
+                    let endpoint = self.shared.view().local.remove(&id);
+                    removed.push((id, endpoint, reply));
+                }
+            }
+        }
+        match self.pass(whole, watcher, lease).await {
+            Ok(failures) => self.answer_added(added, &failures),
+            Err(error) => {
+                let line = format!("{error:#}");
+                tracing::warn!(error = line, "a pass failed; it is tried again");
+                for (_, reply) in added {
+                    answer(reply, Err(anyhow!("{line}")));
+                }
+                self.shared.view().errors = vec![line];
+            }
+        }
+        for (id, endpoint, reply) in removed {
+            answer(reply, self.forget(&id, endpoint).await);
+        }
+        self.answer_waiting();
+    }
+
+    /// One pass: look, compute, compare, change. An error means that looking failed.
+    async fn pass(
+        &mut self,
+        whole: bool,
+        watcher: &Watcher,
+        lease: &Lease,
+    ) -> Result<Vec<Failure>> {
+        let mut notes = Vec::new();
+        let links = self.net.links().await?;
+        self.follow_uplink(lease, &mut notes).await;
+        let (xdp, xdp_note) = xdp::decide(self.shared.options.xdp, &self.uplink.link);
+        let offloads = xdp::sandbox_offloads(xdp, &self.uplink.link);
+        let external = match self.net.ensure_external(self.shared.options.vxlan_port).await {
+            Ok(link) => Some(link.index),
+            Err(error) => {
+                notes.push(format!("{error:#}"));
+                None
+            }
+        };
+        let local = self.wired(&links).await;
+        self.follow_mtu(&local, &links, &mut notes).await;
+        if whole {
+            self.repair_sandboxes(&local, offloads, &mut notes).await;
+        }
+
+        let snapshot = self.shared.snapshots.borrow().clone();
+        watcher.want_endpoints(local.iter().map(|(it, _)| it.network.id.clone()).collect());
+        if let Some(hosts) = &snapshot.hosts {
+            let connected = snapshot.consul_state == "connected";
+            self.hosts.update(hosts, connected, Instant::now());
+        }
+        let desired = desired(&Inputs {
+            node: self.shared.options.node.clone(),
+            uplink: UplinkView {
+                ifindex: self.uplink.link.index,
+                name: self.uplink.link.name.clone(),
+                address: self.uplink.address,
+            },
+            external,
+            vxlan_port: self.shared.options.vxlan_port,
+            source_ports: net::port_range(),
+            xdp,
+            hosts: snapshot.hosts.is_some().then(|| self.hosts.usable()),
+            endpoints: snapshot.endpoints.clone(),
+            local: local.clone(),
+        });
+        self.log_contradictions(&desired.contradictions);
+
+        let (failures, changed) = {
+            let mut datapath = self.shared.datapath();
+            if whole {
+                self.tables = datapath.maps().read()?;
+            }
+            let actual = Actual {
+                tables: self.tables.clone(),
+                attached: datapath.attached(),
+                stale_links: datapath.stale_links(&desired.attachments)?,
+            };
+            let ops = diff(&desired, &actual);
+            let changed = !ops.is_empty();
+            (apply(&mut datapath, &mut self.tables, ops), changed)
+        };
+        let failures = self.tolerate(failures, &mut notes);
+        self.own_records.keep(&snapshot, &local, whole);
+
+        let mut view = self.shared.view();
+        view.uplink = self.uplink.clone();
+        view.xdp_note = xdp_note;
+        view.offloads = offloads;
+        view.repairs += u64::from(whole && changed && self.settled);
+        notes.extend(failures.iter().map(|failure| format!("{:#}", failure.error)));
+        notes.extend(lease.problem());
+        if view.errors != notes {
+            for note in notes.iter().filter(|note| !view.errors.contains(note)) {
+                tracing::warn!("{note}");
+            }
+            view.errors = notes;
+        }
+        Ok(failures)
+    }
+
+    /// Resolves `--advertise` again and announces what changed. An uplink that is gone for the
+    /// moment stays what it was: absence is not an order.
+    async fn follow_uplink(&mut self, lease: &Lease, notes: &mut Vec<String>) {
+        match self.net.uplink(&self.shared.options.advertise).await {
+            Ok(uplink) => {
+                if uplink != self.uplink {
+                    tracing::info!(
+                        interface = uplink.link.name, address = %uplink.address,
+                        mtu = uplink.link.mtu, "the uplink changed"
+                    );
+                    self.uplink = uplink;
+                }
+            }
+            Err(error) => notes.push(format!("{error:#}")),
+        }
+        lease.update(host_record(
+            &self.shared.options.node,
+            &self.uplink,
+            self.shared.options.vxlan_port,
+        ));
+    }
+
+    /// The local endpoints whose veth is there, each with its ifindex. An endpoint whose veth is
+    /// gone lost its sandbox: it is withdrawn.
+    async fn wired(&mut self, links: &[Link]) -> Vec<(LocalEndpoint, u32)> {
+        let by_name: BTreeMap<&str, u32> =
+            links.iter().map(|link| (link.name.as_str(), link.index)).collect();
+        let local: Vec<LocalEndpoint> = self.shared.view().local.values().cloned().collect();
+        let mut wired = Vec::with_capacity(local.len());
+        for endpoint in local {
+            match by_name.get(endpoint.host_ifname.as_str()) {
+                Some(ifindex) => wired.push((endpoint, *ifindex)),
+                // Attached while the list of links was on its way: ask again, by name.
+                None => match self.net.link(&endpoint.host_ifname).await {
+                    Ok(Some(link)) => wired.push((endpoint, link.index)),
+                    Ok(None) => self.withdraw(&endpoint),
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "look for a veth"),
+                },
+            }
+        }
+        wired
+    }
+
+    fn withdraw(&mut self, endpoint: &LocalEndpoint) {
+        let LocalEndpoint { record, network, .. } = endpoint;
+        tracing::info!(
+            network = network.name, address = %record.address, names = ?record.names,
+            "an endpoint's sandbox is gone; it is withdrawn"
+        );
+        self.shared.view().local.remove(&record.id);
+        if let Err(error) = self.state.remove(&record.id) {
+            tracing::warn!(error = format!("{error:#}"), "the endpoint's state stays behind");
+        }
+        self.own_records.release(network, record);
+    }
+
+    /// Keeps every endpoint's MTU at the uplink's minus 50, or the network's.
+    async fn follow_mtu(
+        &mut self,
+        local: &[(LocalEndpoint, u32)],
+        links: &[Link],
+        notes: &mut Vec<String>,
+    ) {
+        for (endpoint, ifindex) in local {
+            let wanted = endpoint_mtu(&endpoint.network, self.uplink.link.mtu);
+            let found = links.iter().find(|link| link.index == *ifindex).map(|link| link.mtu);
+            if endpoint.mtu == wanted && found.is_none_or(|mtu| mtu == wanted) {
+                continue;
+            }
+            let LocalEndpoint { host_ifname, netns, ifname, .. } = endpoint;
+            let changed = self.net.set_endpoint_mtu(host_ifname, netns, ifname, wanted).await;
+            if let Err(error) = changed {
+                notes.push(format!("{error:#}"));
+                continue;
+            }
+            let endpoint = LocalEndpoint { mtu: wanted, ..endpoint.clone() };
+            if let Err(error) = self.state.store(&endpoint) {
+                notes.push(format!("{error:#}"));
+            }
+            self.shared.view().local.insert(endpoint.record.id.clone(), endpoint);
+        }
+    }
+
+    /// Puts back what somebody else may have changed around an endpoint: sysctls, offloads.
+    async fn repair_sandboxes(
+        &self,
+        local: &[(LocalEndpoint, u32)],
+        offloads: net::SandboxOffloads,
+        notes: &mut Vec<String>,
+    ) {
+        for (endpoint, _) in local {
+            let LocalEndpoint { host_ifname, netns, ifname, .. } = endpoint;
+            let host_side = self.net.prepare_endpoint_host_side(host_ifname).await;
+            let inside = self.net.set_endpoint_offloads(netns, ifname, offloads).await;
+            for error in [host_side, inside].into_iter().filter_map(Result::err) {
+                notes.push(format!("{error:#}"));
+            }
+        }
+    }
+
+    /// Takes out of the failures what `--xdp auto` promised not to fail for.
+    fn tolerate(&self, failures: Vec<Failure>, notes: &mut Vec<String>) -> Vec<Failure> {
+        let auto = self.shared.options.xdp == crate::config::Xdp::Auto;
+        let (tolerated, failures) = failures.into_iter().partition(|failure| {
+            auto && matches!(&failure.op, Op::Attach(attachment) if attachment.xdp.is_some())
+        });
+        let tolerated: Vec<Failure> = tolerated;
+        notes.extend(tolerated.iter().map(|it| format!("XDP is off: {:#}", it.error)));
+        failures
+    }
+
+    fn log_contradictions(&mut self, found: &[String]) {
+        let found: BTreeSet<String> = found.iter().cloned().collect();
+        for line in found.difference(&self.contradictions) {
+            tracing::warn!("a record is ignored: {line}");
+        }
+        self.contradictions = found;
+    }
+
+    /// After the pass that unwired it: the veth and the state file.
+    async fn forget(&mut self, id: &str, endpoint: Option<LocalEndpoint>) -> Result<()> {
+        self.state.remove(id)?;
+        match endpoint {
+            Some(endpoint) => self.net.delete_link(&endpoint.host_ifname).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Answers attaches that failed; the others wait for their network to be read.
+    fn answer_added(
+        &mut self,
+        added: Vec<(LocalEndpoint, oneshot::Sender<Result<()>>)>,
+        failures: &[Failure],
+    ) {
+        for (endpoint, reply) in added {
+            if !self.shared.view().local.contains_key(&endpoint.record.id) {
+                let name = &endpoint.host_ifname;
+                answer(reply, Err(anyhow!("{name} is gone: was its sandbox removed meanwhile?")));
+            } else if let Some(failure) = failures.iter().find(|it| concerns(&it.op, &endpoint)) {
+                answer(reply, Err(anyhow!("{:#}", failure.error)));
+            } else {
+                let (network, until) = (endpoint.network.id, Instant::now() + FIRST_READ);
+                self.waiting.push(Waiting { network, until, reply });
+            }
+        }
+    }
+
+    fn answer_waiting(&mut self) {
+        let snapshot = self.shared.snapshots.borrow().clone();
+        let now = Instant::now();
+        for waiting in std::mem::take(&mut self.waiting) {
+            let read = snapshot.endpoints.contains_key(&waiting.network);
+            if read || waiting.until <= now {
+                answer(waiting.reply, Ok(()));
+            } else {
+                self.waiting.push(waiting);
+            }
+        }
+    }
+}
+
+/// What this host announces of itself.
+pub(crate) fn host_record(node: &str, uplink: &Uplink, port: u16) -> HostRecord {
+    HostRecord {
+        v: VERSION,
+        node: node.to_owned(),
+        vtep: uplink.address,
+        port,
+        mtu: uplink.link.mtu,
+        agent: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// Whether an endpoint cannot work without this step.
+fn concerns(op: &Op, endpoint: &LocalEndpoint) -> bool {
+    let vni = endpoint.network.vni;
+    match op {
+        Op::SetConfig(_) => true,
+        Op::SetNetwork(of, _) => *of == vni,
+        Op::SetEndpoint(key, value) => key.vni == vni && value.ifindex != 0,
+        Op::SetPort(_, value) => value.vni == vni,
+        Op::Attach(attachment) => attachment.interface == endpoint.host_ifname,
+        _ => false,
+    }
+}
+
+fn answer(reply: oneshot::Sender<Result<()>>, result: Result<()>) {
+    // Whoever asked may have given up; the work is done all the same.
+    let _ = reply.send(result);
+}
