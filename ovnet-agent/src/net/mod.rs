@@ -8,6 +8,7 @@
 use anyhow::{Context as _, Result};
 
 mod changes;
+mod driver;
 mod external;
 mod link;
 mod netns;
@@ -16,6 +17,7 @@ mod sysctl;
 mod uplink;
 mod veth;
 
+pub use driver::native_xdp_keeps_offloads;
 pub use external::EXTERNAL;
 pub use link::Link;
 pub use netns::resolve_netns;
@@ -50,6 +52,19 @@ impl Net {
     /// where it cannot be read.
     pub async fn sysctl(&self, below: &str) -> Option<String> {
         self.0.namespace.sysctl(below.to_owned()).await
+    }
+
+    /// Whether a socket of this host's namespace, a kernel's own included, is bound to the UDP port
+    /// on any IPv4 address.
+    pub async fn udp_port_is_bound(&self, port: u16) -> Result<bool> {
+        let read = || Ok(std::fs::read_to_string("/proc/thread-self/net/udp")?);
+        let sockets = self.0.namespace.inside(read).await.context("list the UDP sockets")?;
+        // The second column is address and port in hexadecimal, as `00000000:12B5`.
+        let ending = format!(":{port:04X}");
+        Ok(sockets
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1))
+            .any(|local| local.ends_with(&ending)))
     }
 
     fn space(&self) -> &netns::Space {
