@@ -122,7 +122,8 @@ fn select<'a>(
     }
     let sandboxes: BTreeSet<_> = found.iter().map(|it| &it.netns).collect();
     if wanted.netns.is_none() && sandboxes.len() > 1 {
-        let labels: Vec<_> = found.iter().map(|it| label(it)).collect();
+        let mut labels: Vec<_> = found.iter().map(|it| label(it)).collect();
+        labels.sort();
         return Err(Refusal::conflict(format!(
             "{} endpoints {}: {}; say which by id or with --netns",
             found.len(),

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Records, Service, Wiring, carried_out, is_prefix, validate};
+use super::{Records, Service, Wiring, carried_out, in_time, is_prefix, validate};
 use crate::{
     api::types::{CreateNetwork, NetworkView},
     consul::schema::NetworkRecord,
@@ -44,10 +44,11 @@ impl<R: Records, W: Wiring> Service<R, W> {
 
     /// A network by its name, its id or the start of its id that `ovnet network ls` shows.
     pub(super) async fn find_network(&self, text: &str) -> Result<NetworkRecord> {
-        let unknown = match self.records().network(text).await {
-            Ok(network) => return Ok(network),
-            Err(error) => error,
-        };
+        let unknown =
+            match in_time(&format!("read network {text}"), self.records().network(text)).await {
+                Ok(network) => return Ok(network),
+                Err(error) => error,
+            };
         // Where Consul cannot be reached this fails again, and the first error is the one to tell.
         let Ok(networks) = self.records().networks().await else { return Err(unknown) };
         let mut matching = networks.into_iter().filter(|network| is_prefix(text, &network.id));
