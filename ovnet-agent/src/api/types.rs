@@ -83,6 +83,16 @@ pub struct Detach {
     pub endpoint: Option<String>,
 }
 
+/// What a detach did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// The endpoints that were detached, as they were.
+    pub endpoints: Vec<EndpointView>,
+    /// What is still to be done, one line each: a record Consul could not be asked to delete.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
 /// An endpoint as `ovnet endpoint ls` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointView {
@@ -185,6 +195,19 @@ pub struct CounterView {
 }
 
 /// One line of `GET /v1/monitor`, which streams them as newline-delimited JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MonitorLine {
+    /// A sampled drop.
+    Drop(MonitorView),
+    /// Events came faster than they were read.
+    Missed {
+        /// How many were left out.
+        missed: u64,
+    },
+}
+
+/// A sampled drop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonitorView {
     /// Nanoseconds since boot.

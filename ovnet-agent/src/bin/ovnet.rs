@@ -1,3 +1,14 @@
-//! Being written.
+//! `ovnet`: the client of the agent on this host. See [`ovnet_agent::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(ovnet_agent::cli::main()),
+        Err(error) => {
+            eprintln!("ovnet: cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,234 @@
-//! Being written.
+//! What a request does: the verbs of the API, each whole or not at all.
+//!
+//! The service decides the order of steps and undoes them when one fails. The steps themselves are
+//! calls of two narrow traits, [`Records`] for what is in Consul and [`Wiring`] for what is in the
+//! kernel, so tests run it on fakes in memory. [`attach`](self::Service::attach) is the one to read.
+
+mod attach;
+mod detach;
+mod error;
+#[cfg(test)]
+pub(crate) mod fake;
+mod networks;
+mod release;
+mod sandbox;
+mod validate;
+mod views;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use ipnet::Ipv4Net;
+use ovnet_common::abi::{DropEvent, PortCounters};
+use tokio::sync::broadcast;
+
+pub use self::error::{Kind, Refusal, kind_of, one_line};
+use crate::{
+    api::types::{CounterView, CreateNetwork, Status},
+    consul::schema::{EndpointRecord, HostRecord, NetworkRecord},
+    state::LocalEndpoint,
+};
+
+/// How long one call to Consul may take in the middle of an attach or detach. Lower layers retry
+/// and back off on their own; a person or a container runtime waits on this one.
+const CONSUL_DEADLINE: Duration = Duration::from_secs(20);
+
+/// An address to be claimed for an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressClaim {
+    /// Id of the endpoint.
+    pub id: String,
+    /// Name and aliases.
+    pub names: Vec<String>,
+    /// The address asked for; the next free one where absent.
+    pub address: Option<std::net::Ipv4Addr>,
+}
+
+/// A veth pair to be made. Offloads are the implementation's business: it knows the datapath.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VethRequest {
+    /// Name of the end that stays on the host.
+    pub host_ifname: String,
+    /// The sandbox.
+    pub netns: PathBuf,
+    /// Name of the end inside; the first free `eth<n>` where absent.
+    pub ifname: Option<String>,
+    /// MAC of the end inside.
+    pub mac: [u8; 6],
+    /// Address of the end inside, with the subnet's prefix length.
+    pub address: Ipv4Net,
+    /// MTU of both ends in bytes.
+    pub mtu: u32,
+}
+
+/// The records in Consul, as far as requests need them. Every error names its object.
+pub trait Records: Send + Sync + 'static {
+    /// Claims name, VNI and subnet of a network in one transaction.
+    fn create_network(
+        &self,
+        wanted: &CreateNetwork,
+        local_routes: &[Ipv4Net],
+    ) -> impl Future<Output = Result<NetworkRecord>> + Send;
+    /// Removes a network; refuses while any host has an endpoint in it.
+    fn remove_network(
+        &self,
+        name_or_id: &str,
+    ) -> impl Future<Output = Result<NetworkRecord>> + Send;
+    /// All networks.
+    fn networks(&self) -> impl Future<Output = Result<Vec<NetworkRecord>>> + Send;
+    /// One network; an unknown one is an error.
+    fn network(&self, name_or_id: &str) -> impl Future<Output = Result<NetworkRecord>> + Send;
+    /// A network's endpoints on all hosts.
+    fn endpoints(
+        &self,
+        network_id: &str,
+    ) -> impl Future<Output = Result<Vec<EndpointRecord>>> + Send;
+    /// All hosts, each with whether its lease stands.
+    fn hosts(&self) -> impl Future<Output = Result<Vec<(HostRecord, bool)>>> + Send;
+    /// Claims an address; the record it returns is `reserved`.
+    fn claim_address(
+        &self,
+        network: &NetworkRecord,
+        claim: &AddressClaim,
+    ) -> impl Future<Output = Result<EndpointRecord>> + Send;
+    /// Writes an endpoint's record as `up`.
+    fn publish_endpoint(
+        &self,
+        network: &NetworkRecord,
+        record: &EndpointRecord,
+    ) -> impl Future<Output = Result<()>> + Send;
+    /// Deletes an endpoint's record while it is still ours; one that is gone is no error.
+    fn release_endpoint(
+        &self,
+        network_id: &str,
+        record: &EndpointRecord,
+    ) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// The kernel's side of this host, as far as requests need it.
+pub trait Wiring: Send + Sync + 'static {
+    /// The path of a sandbox given by path or by name; an error where it is no network namespace.
+    fn resolve_netns(&self, path_or_name: &str) -> Result<PathBuf>;
+    /// MTU of the uplink in bytes, while there is one.
+    fn uplink_mtu(&self) -> Option<u32>;
+    /// The destinations this host has routes to, the default route left out.
+    fn routes(&self) -> impl Future<Output = Result<Vec<Ipv4Net>>> + Send;
+    /// Makes a veth pair and returns the name of its end inside; leaves nothing where it fails.
+    fn create_veth(&self, request: &VethRequest) -> impl Future<Output = Result<String>> + Send;
+    /// Deletes a link; one that is gone is no error.
+    fn delete_link(&self, name: &str) -> impl Future<Output = Result<()>> + Send;
+    /// The endpoints of this host.
+    fn local(&self) -> Vec<LocalEndpoint>;
+    /// Remembers an endpoint and wires it.
+    fn add_local(&self, endpoint: LocalEndpoint) -> impl Future<Output = Result<()>> + Send;
+    /// Forgets an endpoint, unwires it and deletes its veth; idempotent.
+    fn remove_local(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
+    /// What `ovnet status` shows.
+    fn status(&self) -> Status;
+    /// What `ovnet counters` shows, zeroes included.
+    fn counters(&self) -> Result<Vec<CounterView>>;
+    /// Packets and bytes of an endpoint.
+    fn port_counters(&self, host_ifname: &str) -> Result<PortCounters>;
+    /// Sampled drops from now on.
+    fn events(&self) -> broadcast::Receiver<DropEvent>;
+}
+
+/// Carries requests out. Clones share everything.
+#[derive(Debug)]
+pub struct Service<R, W> {
+    shared: Arc<Shared<R, W>>,
+}
+
+#[derive(Debug)]
+struct Shared<R, W> {
+    records: R,
+    wiring: W,
+    node: String,
+    vxlan_port: u16,
+    sandboxes: sandbox::Locks,
+    /// Endpoints between their claim and their place among the local ones: theirs are no orphans.
+    attaching: Mutex<BTreeSet<String>>,
+}
+
+impl<R, W> Clone for Service<R, W> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<R: Records, W: Wiring> Service<R, W> {
+    /// A service for the host `node`, which receives VXLAN on `vxlan_port` (host byte order).
+    pub fn new(records: R, wiring: W, node: impl Into<String>, vxlan_port: u16) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                records,
+                wiring,
+                node: node.into(),
+                vxlan_port,
+                sandboxes: sandbox::Locks::default(),
+                attaching: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The name of this host.
+    pub fn node(&self) -> &str {
+        &self.shared.node
+    }
+
+    /// The UDP port VXLAN is received on, host byte order: what drop summaries look for.
+    pub fn vxlan_port(&self) -> u16 {
+        self.shared.vxlan_port
+    }
+
+    /// The kernel's side: status, counters and events need nothing of the service itself.
+    pub fn wiring(&self) -> &W {
+        &self.shared.wiring
+    }
+
+    fn records(&self) -> &R {
+        &self.shared.records
+    }
+
+    fn attaching(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // The set is never left half changed, so a panic elsewhere does not make it wrong.
+        self.shared.attaching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Carries work out to its end even when whoever waits for it goes away: a client that disconnects
+/// drops its handler's future in the middle, and half an attach must not be what remains.
+async fn carried_out<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(anyhow!("the agent gave the request up: {error}")),
+    }
+}
+
+/// Bounds one call to Consul.
+async fn in_time<T>(what: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(CONSUL_DEADLINE, call)
+        .await
+        .with_context(|| format!("{what}: Consul took longer than {CONSUL_DEADLINE:?}"))?
+}
+
+/// Whether `text` is the start of `id` that `ovnet … ls` prints, or more of it. Fewer than four
+/// characters are more likely a mistyped name.
+fn is_prefix(text: &str, id: &str) -> bool {
+    text.len() >= 4 && id.starts_with(text)
+}
+
+fn netns_of_name(path_or_name: &str) -> PathBuf {
+    if path_or_name.contains('/') {
+        PathBuf::from(path_or_name)
+    } else {
+        Path::new("/run/netns").join(path_or_name)
+    }
+}

@@ -1,0 +1,388 @@
+//! Consul's records and a host's wiring in memory, with faults on demand, for tests.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use anyhow::{Result, anyhow, bail};
+use ipnet::Ipv4Net;
+use ovnet_common::abi::{DropEvent, PortCounters};
+use tokio::sync::{Semaphore, broadcast};
+
+use super::{AddressClaim, Records, Service, VethRequest, Wiring, netns_of_name};
+use crate::{
+    api::types::{Attach, CounterView, CreateNetwork, Status},
+    consul::schema::{
+        EndpointRecord, EndpointState, HostRecord, NetworkRecord, VERSION, format_mac, mac_of,
+    },
+    state::LocalEndpoint,
+};
+
+/// The host all fakes are.
+pub(crate) const NODE: &str = "docker01";
+
+pub(crate) type FakeService = Service<Fake, Fake>;
+
+/// Clones share everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Fake {
+    state: Arc<Mutex<State>>,
+    events: broadcast::Sender<DropEvent>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    networks: BTreeMap<String, NetworkRecord>,
+    endpoints: BTreeMap<(String, Ipv4Addr), EndpointRecord>,
+    links: BTreeSet<String>,
+    local: BTreeMap<String, LocalEndpoint>,
+    lost_netns: BTreeSet<String>,
+    calls: Vec<&'static str>,
+    failing: BTreeSet<String>,
+    held: Option<(String, Arc<Semaphore>)>,
+}
+
+/// Lets the held step go on when dropped.
+pub(crate) struct Gate(Arc<Semaphore>);
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// A service on a host where the networks given exist, and the fake behind it.
+pub(crate) fn service(networks: &[&str]) -> (FakeService, Fake) {
+    let fake = Fake { state: Arc::default(), events: broadcast::channel(4).0 };
+    for (name, vni) in networks.iter().zip(4096..) {
+        fake.state().networks.insert((*name).to_owned(), network(name, vni));
+    }
+    (Service::new(fake.clone(), fake.clone(), NODE, 4789), fake)
+}
+
+pub(crate) fn network(name: &str, vni: u32) -> NetworkRecord {
+    NetworkRecord {
+        v: VERSION,
+        id: format!("{vni:08x}-0000-4000-8000-000000000000"),
+        name: name.into(),
+        vni,
+        subnet: Ipv4Net::new([10, 0, (vni - 4096).try_into().unwrap(), 0].into(), 24).unwrap(),
+        gateway: [10, 0, (vni - 4096).try_into().unwrap(), 1].into(),
+        ip_range: None,
+        aux: BTreeMap::new(),
+        mtu: None,
+        internal: false,
+        options: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        created_by: "docker02".into(),
+    }
+}
+
+/// A request to attach the sandbox `netns`, under that name.
+pub(crate) fn attach(network: &str, netns: &str) -> Attach {
+    Attach {
+        network: network.into(),
+        netns: netns.into(),
+        ip: None,
+        name: Some(netns.into()),
+        aliases: vec![],
+        ifname: None,
+    }
+}
+
+/// Waits until something is so, and fails when it never is.
+pub(crate) async fn eventually(so: impl Fn() -> bool) {
+    let wait = async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("what was waited for");
+}
+
+impl Fake {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Makes a call fail from now on; `""` ends all faults. With ` after`, it fails when its work
+    /// is done; with ` once`, only the next time.
+    pub(crate) fn fail(&self, call: &str) {
+        let mut state = self.state();
+        if call.is_empty() {
+            state.failing.clear();
+        } else {
+            state.failing.insert(call.to_owned());
+        }
+    }
+
+    /// Holds a call where it begins until the gate is dropped.
+    pub(crate) fn hold(&self, call: &str) -> Gate {
+        let gate = Arc::new(Semaphore::new(0));
+        self.state().held = Some((call.to_owned(), Arc::clone(&gate)));
+        Gate(gate)
+    }
+
+    /// Calls that come from now on are not held.
+    pub(crate) fn let_others_pass(&self) {
+        self.state().held = None;
+    }
+
+    pub(crate) fn lose_netns(&self, name: &str) {
+        self.state().lost_netns.insert(name.to_owned());
+    }
+
+    pub(crate) fn put(&self, network_name: &str, record: EndpointRecord) {
+        let mut state = self.state();
+        let id = state.networks[network_name].id.clone();
+        state.endpoints.insert((id, record.address), record);
+    }
+
+    pub(crate) fn records(&self) -> Vec<EndpointRecord> {
+        self.state().endpoints.values().cloned().collect()
+    }
+
+    pub(crate) fn links(&self) -> Vec<String> {
+        self.state().links.iter().cloned().collect()
+    }
+
+    pub(crate) fn calls(&self) -> Vec<&'static str> {
+        self.state().calls.clone()
+    }
+
+    pub(crate) fn local(&self) -> Vec<LocalEndpoint> {
+        Wiring::local(self)
+    }
+
+    pub(crate) fn emit(&self, event: DropEvent) {
+        self.events.send(event).unwrap();
+    }
+
+    pub(crate) fn listeners(&self) -> usize {
+        self.events.receiver_count()
+    }
+
+    async fn begin(&self, call: &'static str) -> Result<()> {
+        let gate = {
+            let mut state = self.state();
+            state.calls.push(call);
+            state.held.as_ref().filter(|(held, _)| held == call).map(|it| Arc::clone(&it.1))
+        };
+        if let Some(gate) = gate {
+            // Closed, not acquired: that is how the gate opens.
+            drop(gate.acquire().await);
+        } else {
+            tokio::task::yield_now().await;
+        }
+        let mut state = self.state();
+        let once = state.failing.remove(&format!("{call} once"));
+        if once || state.failing.contains(call) {
+            bail!("{call} was told to fail");
+        }
+        Ok(())
+    }
+}
+
+impl Records for Fake {
+    async fn create_network(&self, wanted: &CreateNetwork, _: &[Ipv4Net]) -> Result<NetworkRecord> {
+        self.begin("create_network").await?;
+        let mut state = self.state();
+        if let Some(other) = state.networks.get(&wanted.name) {
+            bail!("network {} exists: {} created it", wanted.name, other.created_by);
+        }
+        let vni = 4096 + u32::try_from(state.networks.len()).unwrap();
+        let record = network(&wanted.name, vni);
+        state.networks.insert(wanted.name.clone(), record.clone());
+        Ok(record)
+    }
+
+    async fn remove_network(&self, name_or_id: &str) -> Result<NetworkRecord> {
+        self.begin("remove_network").await?;
+        let mut state = self.state();
+        let record = state.networks.get(name_or_id).cloned();
+        let record = record.ok_or_else(|| anyhow!("there is no network {name_or_id}"))?;
+        if let Some((_, used)) = state.endpoints.iter().find(|((id, _), _)| *id == record.id) {
+            bail!("network {name_or_id} has endpoint {} on host {}", used.address, used.host);
+        }
+        state.networks.remove(name_or_id);
+        Ok(record)
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkRecord>> {
+        self.begin("networks").await?;
+        Ok(self.state().networks.values().cloned().collect())
+    }
+
+    async fn network(&self, name_or_id: &str) -> Result<NetworkRecord> {
+        self.begin("network").await?;
+        let state = self.state();
+        let found = state.networks.values().find(|it| it.name == name_or_id || it.id == name_or_id);
+        found.cloned().ok_or_else(|| anyhow!("there is no network {name_or_id}"))
+    }
+
+    async fn endpoints(&self, network_id: &str) -> Result<Vec<EndpointRecord>> {
+        self.begin("endpoints").await?;
+        let state = self.state();
+        let of_network = state.endpoints.iter().filter(|((id, _), _)| id == network_id);
+        Ok(of_network.map(|(_, record)| record.clone()).collect())
+    }
+
+    async fn hosts(&self) -> Result<Vec<(HostRecord, bool)>> {
+        self.begin("hosts").await?;
+        let host = |node: &str, last| HostRecord {
+            v: VERSION,
+            node: node.into(),
+            vtep: [192, 168, 1, last].into(),
+            port: 4789,
+            mtu: 1500,
+            agent: "0.1.0".into(),
+        };
+        Ok(vec![(host("docker02", 12), false), (host(NODE, 11), true)])
+    }
+
+    async fn claim_address(
+        &self,
+        network: &NetworkRecord,
+        claim: &AddressClaim,
+    ) -> Result<EndpointRecord> {
+        self.begin("claim_address").await?;
+        let mut state = self.state();
+        let taken =
+            |address: Ipv4Addr| state.endpoints.contains_key(&(network.id.clone(), address));
+        let address = match claim.address {
+            Some(address) if taken(address) => {
+                bail!("address {address} of network {} is taken", network.name)
+            }
+            Some(address) => address,
+            None => {
+                let free = network.subnet.hosts().find(|it| *it != network.gateway && !taken(*it));
+                free.ok_or_else(|| anyhow!("network {} is full", network.name))?
+            }
+        };
+        let record = EndpointRecord {
+            v: VERSION,
+            id: claim.id.clone(),
+            address,
+            mac: format_mac(mac_of(address)),
+            host: NODE.into(),
+            names: claim.names.clone(),
+            state: EndpointState::Reserved,
+        };
+        state.endpoints.insert((network.id.clone(), address), record.clone());
+        if state.failing.contains("claim_address after") {
+            bail!("the connection was lost");
+        }
+        Ok(record)
+    }
+
+    async fn publish_endpoint(
+        &self,
+        network: &NetworkRecord,
+        record: &EndpointRecord,
+    ) -> Result<()> {
+        self.begin("publish_endpoint").await?;
+        let record = EndpointRecord { state: EndpointState::Up, ..record.clone() };
+        self.state().endpoints.insert((network.id.clone(), record.address), record);
+        Ok(())
+    }
+
+    async fn release_endpoint(&self, network_id: &str, record: &EndpointRecord) -> Result<()> {
+        self.begin("release_endpoint").await?;
+        let mut state = self.state();
+        let key = (network_id.to_owned(), record.address);
+        if state.endpoints.get(&key).is_some_and(|it| it.id == record.id && it.host == NODE) {
+            state.endpoints.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+impl Wiring for Fake {
+    fn resolve_netns(&self, path_or_name: &str) -> Result<PathBuf> {
+        if path_or_name == "missing" || self.state().lost_netns.contains(path_or_name) {
+            bail!("there is no network namespace {path_or_name}");
+        }
+        Ok(netns_of_name(path_or_name))
+    }
+
+    fn uplink_mtu(&self) -> Option<u32> {
+        Some(1500)
+    }
+
+    async fn routes(&self) -> Result<Vec<Ipv4Net>> {
+        self.begin("routes").await?;
+        Ok(vec![])
+    }
+
+    async fn create_veth(&self, request: &VethRequest) -> Result<String> {
+        self.begin("create_veth").await?;
+        self.state().links.insert(request.host_ifname.clone());
+        Ok(request.ifname.clone().unwrap_or("eth0".into()))
+    }
+
+    async fn delete_link(&self, name: &str) -> Result<()> {
+        self.begin("delete_link").await?;
+        self.state().links.remove(name);
+        Ok(())
+    }
+
+    fn local(&self) -> Vec<LocalEndpoint> {
+        self.state().local.values().cloned().collect()
+    }
+
+    async fn add_local(&self, endpoint: LocalEndpoint) -> Result<()> {
+        // Remembered first: a failed add may leave the endpoint half there.
+        self.state().local.insert(endpoint.record.id.clone(), endpoint);
+        self.begin("add_local").await
+    }
+
+    async fn remove_local(&self, id: &str) -> Result<()> {
+        self.begin("remove_local").await?;
+        let mut state = self.state();
+        if let Some(endpoint) = state.local.remove(id) {
+            state.links.remove(&endpoint.host_ifname);
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            node: NODE.into(),
+            agent: "0.1.0".into(),
+            uplink: "ens33".into(),
+            vtep: Some([192, 168, 1, 11].into()),
+            uplink_mtu: 1500,
+            consul: "192.168.1.11:8500".into(),
+            consul_state: "connected".into(),
+            xdp: "off".into(),
+            tc: "tcx".into(),
+            hosts: 3,
+            networks: 1,
+            local_endpoints: self.state().local.len(),
+            repairs: 0,
+            unreadable_records: 0,
+            errors: vec![],
+        }
+    }
+
+    fn counters(&self) -> Result<Vec<CounterView>> {
+        Ok(vec![CounterView {
+            program: "from_uplink".into(),
+            verdict: "pass".into(),
+            packets: 1,
+            bytes: 60,
+        }])
+    }
+
+    fn port_counters(&self, _: &str) -> Result<PortCounters> {
+        Ok(PortCounters { tx_packets: 1, tx_bytes: 98, rx_packets: 2, rx_bytes: 196 })
+    }
+
+    fn events(&self) -> broadcast::Receiver<DropEvent> {
+        self.events.subscribe()
+    }
+}
