@@ -1,1 +1,4 @@
-//! What the project's verbs share with its tests.
+//! What others link: the lab and the demo, for tests and benchmarks, and the development stand-in
+//! for Consul.
+
+pub mod stand_in;
