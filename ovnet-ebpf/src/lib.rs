@@ -1,1 +1,2 @@
 //! Programs of ovnet; see main.rs.
+#![no_std]
