@@ -14,6 +14,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     api::socket,
+    datapath,
+    net::Net,
     service::{Records, one_line},
 };
 
@@ -216,6 +218,35 @@ fn remove_empty_folder<W: Write>(folder: Option<&Path>, done: &mut Progress<'_, 
     match folder.map(|folder| (folder, fs::remove_dir(folder))) {
         Some((folder, Ok(()))) => done.removed("folder", folder.display()),
         _ => Ok(()),
+    }
+}
+
+/// [`OwnRecords`] where no Consul was named: they stay, and lose their lease.
+pub struct NoRecords;
+
+impl OwnRecords for NoRecords {
+    async fn delete(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+}
+
+/// [`Links`] of this host.
+pub struct HostLinks(pub Net);
+
+impl Links for HostLinks {
+    async fn names(&self) -> Result<Vec<String>> {
+        Ok(self.0.links().await?.into_iter().map(|link| link.name).collect())
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        self.0.delete_link(name).await
+    }
+
+    async fn unhook(&self) -> Result<Vec<String>> {
+        let links = self.names().await?;
+        let unhooked = links.into_iter().map(|name| Ok((datapath::unhook(&name)?, name)));
+        let unhooked: Result<Vec<(bool, String)>> = unhooked.collect();
+        Ok(unhooked?.into_iter().filter_map(|(was, name)| was.then_some(name)).collect())
     }
 }
 

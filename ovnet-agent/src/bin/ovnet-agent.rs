@@ -1,3 +1,47 @@
-//! Being written.
+//! The agent; see [`ovnet_agent::agent`].
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use ovnet_agent::{
+    agent,
+    config::{Arguments, LogFormat},
+};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log(arguments.run.as_ref().map_or(LogFormat::Text, |config| config.log_format));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("ovnet-agent: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(agent::main(arguments));
+    // A blocking call that hangs must not keep a stop from ending.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("ovnet-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env_lossy()
+        // Their lines are about single requests and connections, at level info.
+        .add_directive("consulrs=warn".parse().unwrap_or_else(|_| LevelFilter::INFO.into()))
+        .add_directive("rustify=warn".parse().unwrap_or_else(|_| LevelFilter::INFO.into()));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -77,6 +77,20 @@ impl Lease {
     }
 }
 
+impl Consul {
+    /// Deletes this host's record, whoever holds its lock, and says whether there was one. For
+    /// taking a host out for good; a running agent withdraws by its [`Lease`].
+    pub async fn remove_host(&self) -> Result<bool> {
+        let key = format!("hosts/{}", self.node());
+        let Some(entry) = self.get(&key).await? else { return Ok(false) };
+        let operations = vec![Operation::delete_cas(key, entry.modify_index)];
+        match self.transact(operations).await? {
+            Ok(()) => Ok(true),
+            Err(conflict) => Err(anyhow!("the record of host {} changed: {conflict}", self.node())),
+        }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         self.task.abort();

@@ -23,6 +23,8 @@ use aya::{
     util::KernelVersion,
 };
 
+use ovnet_common::abi::Program;
+
 use super::{Attachment, TcMode, XdpMode};
 
 /// Priority of our clsact filters; the handle is 1.
@@ -140,6 +142,24 @@ pub(super) fn detach(folder: &Path, mode: TcMode, attachment: &Attachment) -> Re
         }
         _ => Ok(()),
     }
+}
+
+/// Takes our clsact filters off an interface, whoever put them there; says whether there were any.
+/// Pinned links go with their pins.
+pub fn unhook(interface: &str) -> Result<bool> {
+    let mut unhooked = false;
+    for program in Program::ALL {
+        match tc::qdisc_detach_program(interface, TcAttachType::Ingress, program.name()) {
+            Ok(()) => unhooked = true,
+            Err(tc::TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            // No clsact qdisc, or no such interface any more: nothing of ours can be there.
+            Err(tc::TcError::NetlinkError(_) | tc::TcError::IoError(_)) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("take filters off {interface}"));
+            }
+        }
+    }
+    Ok(unhooked)
 }
 
 /// Whether the program of this process is still where it was attached.

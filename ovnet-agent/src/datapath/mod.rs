@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+pub use attach::unhook;
 use aya::Ebpf;
 pub use events::spawn_reader;
 pub use load::{DatapathLog, object_is_missing};

@@ -21,7 +21,7 @@ use ovnet_common::{
     verdict,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-pub use worker::Worker;
+pub use worker::{Worker, host_record};
 
 use crate::{
     api::types::{CounterView, Status},

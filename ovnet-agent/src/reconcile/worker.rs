@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Request, Shared, records::OwnRecords, xdp};
 use crate::{
@@ -94,8 +94,13 @@ impl Worker {
         }
     }
 
-    /// Runs until the last handle is gone.
-    pub async fn run(mut self, watcher: Watcher, lease: Lease) -> Lease {
+    /// Runs until it is told to stop, and gives the lease back to be withdrawn.
+    pub async fn run(
+        mut self,
+        watcher: Watcher,
+        lease: Lease,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Lease {
         let mut snapshots = self.shared.snapshots.clone();
         let mut repair = tokio::time::interval(self.shared.options.repair_interval);
         repair.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -128,6 +133,7 @@ impl Worker {
                         return lease;
                     }
                 }
+                _ = stopping.wait_for(|stop| *stop) => return lease,
                 Ok(()) = snapshots.changed() => {}
                 Some(()) = changed => {}
                 () = overdue => {}
@@ -423,7 +429,7 @@ impl Worker {
 }
 
 /// What this host announces of itself.
-pub(crate) fn host_record(node: &str, uplink: &Uplink, port: u16) -> HostRecord {
+pub fn host_record(node: &str, uplink: &Uplink, port: u16) -> HostRecord {
     HostRecord {
         v: VERSION,
         node: node.to_owned(),

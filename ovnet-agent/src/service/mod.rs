@@ -10,6 +10,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 mod networks;
+pub mod real;
 mod release;
 mod sandbox;
 mod validate;

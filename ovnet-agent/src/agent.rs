@@ -1,0 +1,150 @@
+//! The agent from start to stop: what `ovnet-agent` does once its arguments are read.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    api,
+    check::{self, CheckInput},
+    cleanup,
+    config::{Arguments, Cleanup, Command, Config},
+    consul::{Consul, Lease, Pool, Watcher},
+    datapath::{Datapath, LoadOptions},
+    net::Net,
+    reconcile::{Options, Reconciler, host_record},
+    service::{
+        Service,
+        real::{ConsulRecords, HostWiring},
+    },
+};
+
+/// Between attempts to release what an agent killed in the middle of an attach left in Consul.
+const ORPHANS_RETRY: Duration = Duration::from_secs(5);
+
+/// Does what the arguments say; `false` is a check that failed and said so itself.
+pub async fn main(arguments: Arguments) -> Result<bool> {
+    match (arguments.command, arguments.run) {
+        (Some(Command::Check(config)), _) => check(&config).await,
+        (Some(Command::Cleanup(options)), _) => clean_up(options).await.map(|()| true),
+        (None, Some(config)) => run(config).await.map(|()| true),
+        (None, None) => bail!("give --consul and --advertise, or see --help"),
+    }
+}
+
+/// Runs the agent until it is told to stop.
+async fn run(config: Config) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("ovnet-agent must run as root: it loads programs and makes interfaces");
+    }
+    let node = config.names.node()?;
+    let consul = Consul::new(&config.consul, &config.names.prefix, &node)?;
+    let net = Net::open()?;
+    // Looked at before anything is made: wrong input changes nothing.
+    let uplink = net.uplink(&config.advertise).await?;
+    let pool = Pool { subnet: config.default_pool, size: config.default_pool_size };
+    let socket = api::socket::Socket::bind(&config.folders.socket)?;
+    let datapath = Datapath::load(&LoadOptions {
+        bpffs: config.folders.bpffs.clone(),
+        log: config.datapath_log,
+        force_clsact: config.force_clsact,
+    })?;
+    let (watcher, snapshots) = Watcher::spawn(consul.clone());
+    let lease = Lease::spawn(consul.clone(), host_record(&node, &uplink, config.vxlan_port));
+    let options = Options {
+        node: node.clone(),
+        advertise: config.advertise.clone(),
+        vxlan_port: config.vxlan_port,
+        xdp: config.xdp,
+        host_grace: config.host_grace,
+        repair_interval: config.repair_interval,
+        state_dir: config.folders.state_dir.clone(),
+    };
+    let (reconciler, mut worker) =
+        Reconciler::new(options, consul.clone(), net.clone(), datapath, snapshots).await?;
+    worker.start(&watcher, &lease).await?;
+    tracing::info!(
+        node, interface = uplink.link.name, vtep = %uplink.address, consul = consul.describe(),
+        endpoints = reconciler.local().len(), "forwarding"
+    );
+
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let worker = tokio::spawn(worker.run(watcher, lease, stopping.clone()));
+    let records = ConsulRecords { consul, pool };
+    let wiring = HostWiring { reconciler, net };
+    let service = Service::new(records, wiring, node, config.vxlan_port);
+    let orphans = tokio::spawn(release_orphans(service.clone()));
+    let mut ending = stopping;
+    let shutdown = async move {
+        // An error means that the sender is gone, which is a stop too.
+        let _ = ending.wait_for(|stop| *stop).await;
+    };
+    let api = tokio::spawn(api::server::serve(socket, service, shutdown));
+
+    stop_signal().await?;
+    tracing::info!("stopping; what is pinned forwards on");
+    stop.send_replace(true);
+    orphans.abort();
+    api.await.context("the API's task")??;
+    let lease = worker.await.context("the loop's task")?;
+    if let Err(error) = lease.withdraw().await {
+        tracing::warn!("{error:#}");
+    }
+    Ok(())
+}
+
+/// Tries until Consul answers once.
+async fn release_orphans(service: Service<ConsulRecords, HostWiring>) {
+    while let Err(error) = service.release_orphans().await {
+        tracing::debug!(error = format!("{error:#}"), "orphans are looked for again");
+        tokio::time::sleep(ORPHANS_RETRY).await;
+    }
+}
+
+async fn stop_signal() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// `ovnet-agent check`.
+async fn check(config: &Config) -> Result<bool> {
+    let consul = Consul::new(&config.consul, &config.names.prefix, &config.names.node()?)?;
+    let input = CheckInput {
+        consul: consul.describe().to_owned(),
+        advertise: config.advertise.clone(),
+        bpffs: config.folders.bpffs.clone(),
+        vxlan_port: config.vxlan_port,
+    };
+    let probe = async { consul.ping().await.map_err(|error| format!("{error:#}")) };
+    check::run(&input, probe).await
+}
+
+/// `ovnet-agent cleanup`.
+async fn clean_up(options: Cleanup) -> Result<()> {
+    let Cleanup { consul, names, folders } = options;
+    let places = cleanup::Places {
+        socket: folders.socket,
+        state_dir: folders.state_dir,
+        bpffs: folders.bpffs,
+    };
+    let node = names.node()?;
+    let links = cleanup::HostLinks(Net::open()?);
+    let mut out = std::io::stdout();
+    match consul {
+        Some(address) => {
+            let consul = Consul::new(&address, &names.prefix, &node)?;
+            let pool = Pool { subnet: "10.0.0.0/8".parse()?, size: 24 };
+            let records = ConsulRecords { consul: consul.clone(), pool };
+            let host = || consul.remove_host();
+            let records = cleanup::RecordsOf { records: &records, node: &node, host };
+            cleanup::run(&places, &links, &records, &mut out).await
+        }
+        None => cleanup::run(&places, &links, &cleanup::NoRecords, &mut out).await,
+    }
+}
