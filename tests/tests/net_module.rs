@@ -148,6 +148,28 @@ fn giving_up_at_any_moment_leaves_nothing() {
 }
 
 #[test]
+fn many_pairs_at_once_get_names_of_their_own() {
+    on_a_host("many_pairs_at_once_get_names_of_their_own", async |net| {
+        const COUNT: u8 = 40;
+        let sandbox = Sandbox::new();
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..COUNT {
+            let spec = VethSpec {
+                host_ifname: format!("ovnet{number:08x}"),
+                address: format!("10.0.{number}.2/24").parse().unwrap(),
+                ..spec(&sandbox)
+            };
+            let net = net.clone();
+            tasks.spawn(async move { net.create_veth(&spec).await.unwrap().ifname });
+        }
+        let mut names = tasks.join_all().await;
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), usize::from(COUNT), "{names:?}");
+    });
+}
+
+#[test]
 fn the_mtu_changes_on_both_ends_or_on_none() {
     on_a_host("the_mtu_changes_on_both_ends_or_on_none", async |net| {
         let sandbox = Sandbox::new();

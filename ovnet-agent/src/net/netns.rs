@@ -120,6 +120,16 @@ impl Namespace {
         }
     }
 
+    /// Moves the calling thread in, where it is not there already: that needs no root, so what only
+    /// reads the host's own namespace works without.
+    fn enter(&self) -> Result<()> {
+        if Self::current().and_then(|current| current.is(self)).unwrap_or(false) {
+            return Ok(());
+        }
+        setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET)
+            .context("enter the network namespace (this needs root)")
+    }
+
     fn thread<T: Send + 'static>(
         &self,
         work: impl FnOnce(Result<()>) -> T + Send + 'static,
@@ -127,11 +137,7 @@ impl Namespace {
         let namespace = self.clone();
         std::thread::Builder::new()
             .name("ovnet-netns".into())
-            .spawn(move || {
-                let entered = setns(namespace.0.as_fd(), CloneFlags::CLONE_NEWNET)
-                    .context("enter the network namespace (this needs root)");
-                work(entered)
-            })
+            .spawn(move || work(namespace.enter()))
             .context("start a thread for work inside a network namespace")
     }
 }
@@ -204,6 +210,12 @@ mod tests {
         assert!(error_of("run/netns/x").contains("relative path"));
         assert!(error_of("").contains("is no network namespace"));
         assert!(error_of("..").contains("is no network namespace"));
+    }
+
+    #[test]
+    fn work_in_the_own_namespace_needs_no_root() {
+        let shown = Namespace::current().unwrap().inside_now(|| Namespace::current()).unwrap();
+        assert!(shown.is(&Namespace::current().unwrap()).unwrap());
     }
 
     #[test]
