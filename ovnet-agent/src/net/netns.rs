@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn work_in_the_own_namespace_needs_no_root() {
-        let shown = Namespace::current().unwrap().inside_now(|| Namespace::current()).unwrap();
+        let shown = Namespace::current().unwrap().inside_now(Namespace::current).unwrap();
         assert!(shown.is(&Namespace::current().unwrap()).unwrap());
     }
 
