@@ -10,22 +10,23 @@
     reason = "a test panics with what it found; the lint knows #[test] functions, not helpers"
 )]
 
+#[path = "net_module/host.rs"]
+mod host;
+
 use std::{
     future::Future,
     net::Ipv4Addr,
-    os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
-    sync::mpsc,
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, unshare};
 use ovnet_agent::{
     check::{self, CheckInput, Level, Row},
-    net::{EXTERNAL, Net, Offload, SandboxOffloads, VethSpec},
+    net::{EXTERNAL, Offload, SandboxOffloads, VethSpec},
 };
+
+use host::{Sandbox, bridge, ip, on_a_host, skip, thread_namespace};
 
 const HOST_END: &str = "ovnet0a000002";
 const MAC: [u8; 6] = [0x02, 0x42, 10, 0, 0, 2];
@@ -416,94 +417,6 @@ fn spec(sandbox: &Sandbox) -> VethSpec {
         address: "10.0.0.2/24".parse().unwrap(),
         mtu: 1450,
         offloads: SandboxOffloads { gro: true, tx_checksum: false },
-    }
-}
-
-/// Runs a test on a thread of its own, in a network namespace of its own, which is the host.
-fn on_a_host(name: &str, test: impl AsyncFnOnce(Net) + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() {
-        return skip(name, "it needs root");
-    }
-    if Command::new("ip").arg("-V").output().is_err() {
-        return skip(name, "`ip` (iproute2) is not installed");
-    }
-    let test = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        ip("link set lo up");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { test(Net::open().unwrap()).await });
-    });
-    if let Err(panic) = test.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn skip(name: &str, why: &str) {
-    println!("SKIP {name}: {why}");
-    assert!(std::env::var_os("OVNET_REQUIRE_ALL").is_none_or(|v| v != "1"), "{name}: {why}");
-}
-
-/// A sandbox: a namespace that a waiting thread keeps, and that ends with this value.
-struct Sandbox {
-    path: PathBuf,
-    commands: Option<mpsc::Sender<(String, mpsc::Sender<String>)>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Sandbox {
-    fn new() -> Self {
-        let (ready, path) = mpsc::channel();
-        let (commands, received) = mpsc::channel::<(String, mpsc::Sender<String>)>();
-        let thread = std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            ready.send(thread_namespace()).unwrap();
-            for (arguments, answer) in received {
-                answer.send(ip(&arguments)).unwrap();
-            }
-        });
-        let path = path.recv().unwrap().into();
-        Self { path, commands: Some(commands), thread: Some(thread) }
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn ip(&self, arguments: &str) -> String {
-        let (answer, output) = mpsc::channel();
-        self.commands.as_ref().unwrap().send((arguments.into(), answer)).unwrap();
-        output.recv().unwrap_or_else(|_| panic!("ip {arguments} failed in the sandbox"))
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        drop(self.commands.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn thread_namespace() -> String {
-    format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())
-}
-
-/// Runs `ip` in the calling thread's namespace; what it printed.
-fn ip(arguments: &str) -> String {
-    let mut command = Command::new("ip");
-    command.args(arguments.split(' ')).process_group(0);
-    let output = command.output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn bridge(name: &str, addresses: &[&str]) {
-    ip(&format!("link add {name} type bridge"));
-    ip(&format!("link set {name} up"));
-    for address in addresses {
-        ip(&format!("address add {address} dev {name}"));
     }
 }
 
