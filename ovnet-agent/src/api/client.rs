@@ -21,7 +21,7 @@ use super::types::{
 use crate::consul::schema::NetworkRecord;
 
 /// Longer than the server's own deadline, so its answer is what a user reads.
-const DEADLINE: Duration = Duration::from_secs(100);
+const DEADLINE: Duration = Duration::from_secs(130);
 
 /// A client of the agent on one socket. Every request has a connection of its own.
 #[derive(Clone, Debug)]

@@ -39,7 +39,7 @@ const AT_ONCE: usize = 256;
 const MONITORS: usize = 16;
 /// How long a request may take, waiting included. Attach and detach have shorter deadlines of their
 /// own for each step, so this is for what hangs.
-const DEADLINE: Duration = Duration::from_secs(90);
+const DEADLINE: Duration = Duration::from_secs(120);
 /// How long requests under way may take once the agent is asked to end.
 const GRACE: Duration = Duration::from_secs(10);
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
 use ovnet_common::vxlan;
 use uuid::Uuid;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::types::{Attach, EndpointView},
-    consul::schema::{EndpointRecord, EndpointState, NetworkRecord},
+    consul::schema::{EndpointRecord, EndpointState, NetworkRecord, parse_mac},
     state::LocalEndpoint,
 };
 
@@ -102,13 +102,8 @@ impl<R: Records, W: Wiring> Service<R, W> {
         .await?;
         progress.claimed = Some(record.clone());
 
-        let Some(mac) = validate::parse_mac(&record.mac) else {
-            bail!(
-                "endpoint {}: its record has MAC {:?}, which is none",
-                record.address,
-                record.mac
-            );
-        };
+        let mac = parse_mac(&record.mac)
+            .with_context(|| format!("read the record of endpoint {}", record.address))?;
         let mtu = endpoint_mtu(network, self.wiring().uplink_mtu());
         let request = VethRequest {
             host_ifname: host_ifname.clone(),
@@ -367,8 +362,8 @@ mod tests {
         let tries = [
             (Attach { network: "none".into(), ..t2.clone() }, "there is no network none"),
             (attach("ov_net1", "missing"), "there is no network namespace missing"),
-            (Attach { ip: Some([10, 9, 0, 2].into()), ..t2.clone() }, "is not in subnet"),
-            (Attach { ip: Some([10, 0, 0, 1].into()), ..t2.clone() }, "is the gateway"),
+            (Attach { ip: Some([10, 9, 0, 2].into()), ..t2.clone() }, "is not inside subnet"),
+            (Attach { ip: Some([10, 0, 0, 1].into()), ..t2.clone() }, "is taken: it is the"),
             (Attach { ip: Some([10, 0, 0, 7].into()), ..t2.clone() }, "is taken"),
             (Attach { name: Some("a b".into()), ..t2.clone() }, "endpoint name"),
             (Attach { ifname: Some("a/b".into()), ..t2.clone() }, "interface name"),

@@ -35,9 +35,9 @@ use crate::{
     state::LocalEndpoint,
 };
 
-/// How long one call to Consul may take in the middle of an attach or detach. Lower layers retry
-/// and back off on their own; a person or a container runtime waits on this one.
-const CONSUL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long one call to Consul may take in the middle of an attach or detach. Longer than a claim
+/// that goes on being beaten by other hosts: its own error says more.
+const CONSUL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// An address to be claimed for an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
