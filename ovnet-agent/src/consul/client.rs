@@ -19,7 +19,7 @@ use consulrs::{
 use reqwest::{Certificate, Identity, Url};
 use rustify_derive::Endpoint;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 use super::schema::check_name;
 
@@ -42,6 +42,7 @@ pub struct Consul {
 struct Inner {
     client: ConsulClient,
     requests: Semaphore,
+    claims: Mutex<()>,
     described: String,
     /// Ends in a slash.
     prefix: String,
@@ -91,8 +92,8 @@ impl Consul {
         };
         let client = ConsulClient { http, settings };
         let requests = Semaphore::new(MAX_REQUESTS);
-        let node = node.to_owned();
-        Ok(Self { inner: Arc::new(Inner { client, requests, described, prefix, node }) })
+        let (claims, node) = (Mutex::new(()), node.to_owned());
+        Ok(Self { inner: Arc::new(Inner { client, requests, claims, described, prefix, node }) })
     }
 
     /// Consul's address for messages, without credentials.
@@ -103,6 +104,12 @@ impl Consul {
     /// This host's name.
     pub fn node(&self) -> &str {
         &self.inner.node
+    }
+
+    /// Waits for this host's turn to claim an address: one at a time, so that it competes with
+    /// other hosts only and never with itself.
+    pub(super) async fn claiming(&self) -> MutexGuard<'_, ()> {
+        self.inner.claims.lock().await
     }
 
     /// Asks whether Consul is there and has a leader.
