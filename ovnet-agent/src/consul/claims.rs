@@ -1,6 +1,10 @@
 //! Addresses: creating an endpoint's record with check-and-set is the allocation of its address.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
@@ -12,6 +16,9 @@ use super::{
     sentinel,
 };
 use crate::ipam;
+
+/// How long a claim waits for those of this host before it.
+const TURN_LIMIT: Duration = Duration::from_secs(30);
 
 /// What an endpoint-to-be asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +44,13 @@ impl Consul {
         if let Some(address) = claim.address {
             ipam::check_address(network, address)?;
         }
+        let _turn = tokio::time::timeout(TURN_LIMIT, self.claiming()).await.with_context(|| {
+            format!(
+                "claim an address of {}: other claims of this host have not ended within {} s",
+                network.name,
+                TURN_LIMIT.as_secs()
+            )
+        })?;
         let deadline = Instant::now() + CONTENTION_LIMIT;
         let mut window = 1;
         loop {
@@ -72,8 +86,8 @@ impl Consul {
                 Ok(false) => anyhow!("other hosts were faster each time"),
                 Err(error) => error,
             };
-            // Whoever is beaten chooses among more candidates: 200 claims at once then need a
-            // handful of rounds instead of one each.
+            // Whoever is beaten chooses among more candidates: hosts then stop meeting at the same
+            // one after a round or two.
             window = (window * 4).min(1024);
             ensure_time_left(deadline, lost, &format!("claim an address of {}", network.name))
                 .await?;

@@ -19,6 +19,7 @@ use consulrs::{
 use reqwest::{Certificate, Identity, Url};
 use rustify_derive::Endpoint;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 use super::schema::check_name;
 
@@ -26,6 +27,9 @@ use super::schema::check_name;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long any request but a blocking query may take, connecting included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many requests other than blocking queries are under way at once. Consul takes 200
+/// connections from one address and resets those beyond.
+const MAX_REQUESTS: usize = 32;
 /// How long Consul is asked to hold a blocking query open. It adds up to a sixteenth of it.
 const BLOCKING_WAIT: Duration = Duration::from_secs(60);
 
@@ -37,6 +41,8 @@ pub struct Consul {
 
 struct Inner {
     client: ConsulClient,
+    requests: Semaphore,
+    claims: Mutex<()>,
     described: String,
     /// Ends in a slash.
     prefix: String,
@@ -85,7 +91,9 @@ impl Consul {
             _ => url.to_string().trim_start_matches("http://").trim_end_matches('/').to_owned(),
         };
         let client = ConsulClient { http, settings };
-        Ok(Self { inner: Arc::new(Inner { client, described, prefix, node: node.to_owned() }) })
+        let requests = Semaphore::new(MAX_REQUESTS);
+        let (claims, node) = (Mutex::new(()), node.to_owned());
+        Ok(Self { inner: Arc::new(Inner { client, requests, claims, described, prefix, node }) })
     }
 
     /// Consul's address for messages, without credentials.
@@ -96,6 +104,12 @@ impl Consul {
     /// This host's name.
     pub fn node(&self) -> &str {
         &self.inner.node
+    }
+
+    /// Waits for this host's turn to claim an address: one at a time, so that it competes with
+    /// other hosts only and never with itself.
+    pub(super) async fn claiming(&self) -> MutexGuard<'_, ()> {
+        self.inner.claims.lock().await
     }
 
     /// Asks whether Consul is there and has a leader.
@@ -123,7 +137,9 @@ impl Consul {
 
     /// Reads every key of a folder (which ends in a slash) at once; `None` where there is none.
     pub(super) async fn list(&self, folder: &str) -> Result<Option<Listing>> {
-        self.read_folder(folder, None, REQUEST_TIMEOUT).await
+        let request = self.folder_request(folder, None);
+        let answer = self.bounded(api::exec_with_result(&self.inner.client, request)).await;
+        self.listing(answer)
     }
 
     /// As [`Self::list`], returning only when the folder's index passes `index`, or after a while
@@ -131,28 +147,27 @@ impl Consul {
     pub(super) async fn list_after(&self, folder: &str, index: u64) -> Result<Option<Listing>> {
         let wait = Some(format!("{}s", BLOCKING_WAIT.as_secs()));
         let limit = BLOCKING_WAIT + BLOCKING_WAIT / 16 + REQUEST_TIMEOUT;
-        self.read_folder(folder, Some(Blocking { index, wait }), limit).await
+        let request = self.folder_request(folder, Some(Blocking { index, wait }));
+        let answer = bounded(limit, api::exec_with_result(&self.inner.client, request)).await;
+        self.listing(answer)
     }
 
-    async fn read_folder(
-        &self,
-        folder: &str,
-        blocking: Option<Blocking>,
-        limit: Duration,
-    ) -> Result<Option<Listing>> {
+    fn folder_request(&self, folder: &str, blocking: Option<Blocking>) -> ReadKeyRequest {
         let features = blocking.map(|blocking| Features {
             blocking: Some(blocking),
             cached: None,
             filter: None,
             mode: None,
         });
-        let request = ReadKeyRequest {
-            key: format!("{}{folder}", self.inner.prefix),
-            recurse: Some(true),
-            features,
-            ..Default::default()
-        };
-        match bounded(limit, api::exec_with_result(&self.inner.client, request)).await {
+        let key = format!("{}{folder}", self.inner.prefix);
+        ReadKeyRequest { key, recurse: Some(true), features, ..Default::default() }
+    }
+
+    fn listing(
+        &self,
+        answer: std::result::Result<ApiResponse<Vec<KVPair>>, Failure>,
+    ) -> Result<Option<Listing>> {
+        match answer {
             Ok(ApiResponse { response, index, .. }) => {
                 let index = index.and_then(|index| index.parse().ok()).unwrap_or(0);
                 let entries: Result<Vec<_>> =
@@ -229,7 +244,13 @@ impl Consul {
         &self,
         request: impl Future<Output = std::result::Result<T, ClientError>>,
     ) -> std::result::Result<T, Failure> {
-        bounded(REQUEST_TIMEOUT, request).await
+        // Waiting for one's turn counts: a Consul that hangs makes everybody fail in time.
+        bounded(REQUEST_TIMEOUT, async {
+            // Acquiring fails only on a closed semaphore, and nobody closes it.
+            let _turn = self.inner.requests.acquire().await.ok();
+            request.await
+        })
+        .await
     }
 
     fn entry(&self, pair: KVPair) -> Result<Entry> {

@@ -29,13 +29,22 @@ pub(super) struct Folder<T> {
 /// What to do after an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Wait for what comes after this index; 0 to read everything again.
+    /// Wait for what comes after this index.
     Good {
         /// The index.
         next: u64,
     },
+    /// As `Good`, but absence could not be concluded from this answer: Consul went back in time or
+    /// lost everything, and other folders, too, must be read from the start.
+    WentBack {
+        /// The index.
+        next: u64,
+    },
     /// The folder's sentinel is missing, so it must be made; then read again from the start.
-    NoSentinel,
+    NoSentinel {
+        /// Whether it was there before, which means as much as `WentBack`.
+        lost: bool,
+    },
 }
 
 impl<T> Folder<T> {
@@ -83,9 +92,8 @@ impl<T> Folder<T> {
                 self.kept = self.records.keys().cloned().collect();
             }
             self.unreadable.clear();
-            self.sentinel = None;
             self.index = 0;
-            return Outcome::NoSentinel;
+            return Outcome::NoSentinel { lost: self.sentinel.take().is_some() };
         };
 
         let mut identity = None;
@@ -135,16 +143,14 @@ impl<T> Folder<T> {
             );
         }
 
-        let went_back = index < self.index;
         (self.records, self.kept, self.unreadable) = (records, kept, unreadable);
         self.was_read = true;
         self.index = index;
-        let has_sentinel = identity.is_some();
-        self.sentinel = identity;
-        match has_sentinel {
-            true if went_back => Outcome::Good { next: 0 },
-            true => Outcome::Good { next: index },
-            false => Outcome::NoSentinel,
+        let before = std::mem::replace(&mut self.sentinel, identity);
+        match &self.sentinel {
+            Some(_) if conclusive => Outcome::Good { next: index },
+            Some(_) => Outcome::WentBack { next: index },
+            None => Outcome::NoSentinel { lost: before.is_some() },
         }
     }
 }
@@ -214,11 +220,12 @@ mod tests {
     #[test]
     fn nothing_there_keeps_what_was_read() {
         let mut folder = with_a_and_b();
-        assert_eq!(folder.take_in(None, parse), Outcome::NoSentinel);
+        assert_eq!(folder.take_in(None, parse), Outcome::NoSentinel { lost: true });
+        assert_eq!(folder.take_in(None, parse), Outcome::NoSentinel { lost: false });
         assert_eq!(names(&folder), ["a", "b"]);
         // The sentinel made again by us or by another host proves nothing about a and b.
         let outcome = folder.take_in(answer(3, Some((3, "new")), &[]), parse);
-        assert_eq!(outcome, Outcome::Good { next: 3 });
+        assert_eq!(outcome, Outcome::WentBack { next: 3 });
         assert_eq!(names(&folder), ["a", "b"]);
         // b comes back and is then deleted for good; a never came back and stays.
         folder.take_in(answer(4, Some((3, "new")), &[("b", "1")]), parse);
@@ -234,10 +241,10 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_went_backwards_deletes_nothing_and_starts_over() {
+    fn an_index_that_went_backwards_deletes_nothing() {
         let mut folder = with_a_and_b();
         let outcome = folder.take_in(answer(7, SENTINEL, &[("a", "0")]), parse);
-        assert_eq!(outcome, Outcome::Good { next: 0 });
+        assert_eq!(outcome, Outcome::WentBack { next: 7 });
         assert_eq!(names(&folder), ["a", "b"]);
     }
 
@@ -245,7 +252,7 @@ mod tests {
     fn records_without_a_sentinel_add_but_do_not_delete() {
         let mut folder = with_a_and_b();
         let outcome = folder.take_in(answer(12, None, &[("c", "1")]), parse);
-        assert_eq!(outcome, Outcome::NoSentinel);
+        assert_eq!(outcome, Outcome::NoSentinel { lost: true });
         assert_eq!(names(&folder), ["a", "b", "c"]);
     }
 
@@ -262,7 +269,7 @@ mod tests {
     #[test]
     fn a_new_cluster_is_not_read_until_it_has_a_sentinel() {
         let mut folder = Folder::new("hosts/".into());
-        assert_eq!(folder.take_in(None, parse), Outcome::NoSentinel);
+        assert_eq!(folder.take_in(None, parse), Outcome::NoSentinel { lost: false });
         assert!(!folder.was_read());
         folder.take_in(answer(4, SENTINEL, &[]), parse);
         assert!(folder.was_read());

@@ -228,11 +228,10 @@ impl Consul {
     }
 
     async fn taken(&self) -> Result<Taken> {
-        let (networks, vnis, subnets) = tokio::try_join!(
-            self.records("networks/"),
-            self.records("vnis/"),
-            self.list("subnets/")
-        )?;
+        // In this order a subnet that is seen has its network seen, so that it can be named. What
+        // is claimed between the readings is caught by the sentinel of subnets/, read first.
+        let subnets = self.list("subnets/").await?;
+        let (networks, vnis) = tokio::try_join!(self.records("networks/"), self.records("vnis/"))?;
         let mut taken = Taken::default();
         for entry in networks {
             let name = entry.key.trim_start_matches("networks/").to_owned();

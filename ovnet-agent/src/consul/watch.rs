@@ -262,10 +262,17 @@ impl Watch {
                 folder.take_in(listing, |name, entry| EndpointRecord::parse(name, &entry.value))
             }
         });
+        let (mut start_over, consul) = (false, self.consul.describe());
         let (problem, next, make_sentinel) = match outcome {
             Ok(Outcome::Good { next }) => (None, next, false),
-            Ok(Outcome::NoSentinel) => {
-                (Some(anyhow!("Consul holds no {} yet", subject.folder())), 0, true)
+            Ok(Outcome::WentBack { next }) => {
+                start_over = true;
+                (None, next, false)
+            }
+            Ok(Outcome::NoSentinel { lost }) => {
+                start_over = lost;
+                let folder = subject.folder();
+                (Some(anyhow!("there is no {folder} in Consul at {consul}")), 0, true)
             }
             Err(error) => (Some(error), 0, false),
         };
@@ -288,11 +295,10 @@ impl Watch {
         let problem = problem.map(|error| format!("{error:#}"));
         if watched.problem != problem {
             match &problem {
-                Some(why) if !make_sentinel => {
-                    tracing::warn!("{why}; going on with what was read before");
-                }
-                Some(_) => {}
-                None => tracing::info!("reading {} from Consul again", subject.folder()),
+                // Folder logs it where it means a loss; else this is how a new cluster begins.
+                Some(_) if make_sentinel => {}
+                Some(why) => tracing::warn!("{why}; going on with what was read before"),
+                None => tracing::info!("{} is read from Consul", subject.folder()),
             }
             watched.problem = problem;
         }
@@ -300,7 +306,25 @@ impl Watch {
         if let Some(watched) = self.watched.get_mut(&subject) {
             watched.query = query;
         }
+        if start_over {
+            self.start_over(&subject);
+        }
         self.publish();
+    }
+
+    /// Reads every other folder from the start: a query that waits for an index that Consul will
+    /// not reach for a long time would see nothing until it times out.
+    fn start_over(&mut self, but: &Subject) {
+        let others: Vec<_> = self.watched.keys().filter(|other| *other != but).cloned().collect();
+        for subject in others {
+            self.generations += 1;
+            let generation = self.generations;
+            let query = self.query(subject.clone(), generation, Duration::ZERO, 0, false);
+            if let Some(watched) = self.watched.get_mut(&subject) {
+                std::mem::replace(&mut watched.query, query).abort();
+                watched.generation = generation;
+            }
+        }
     }
 
     fn publish(&self) {
