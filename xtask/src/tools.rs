@@ -34,7 +34,7 @@ pub(crate) const TO_BUILD: &[Need] = &[Need::RustSrc, Need::BpfLinker];
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     for need in needs {
         if setup::present(*need).is_none() {
-            setup::install(*need)?;
+            setup::install(*need).with_context(|| format!("{} is missing", setup::name(*need)))?;
         }
     }
     Ok(())

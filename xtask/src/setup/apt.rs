@@ -67,11 +67,12 @@ impl Apt {
         progress::run("reading package lists", &mut command, &self.log("update"))
     }
 
-    /// Whether apt knows a version of each of the packages.
+    /// Whether apt knows each of the packages (`name` or `name=version`) in any version.
     pub(super) fn knows(&self, packages: &[&str]) -> bool {
         packages.iter().all(|package| {
+            let name = package.split('=').next().unwrap_or_default();
             let mut command = self.command("apt-cache");
-            command.args(["policy", package]).env("LC_ALL", "C");
+            command.args(["policy", name]).env("LC_ALL", "C");
             tools::output(&mut command).is_ok_and(|policy| {
                 policy.lines().any(|line| {
                     line.trim().strip_prefix("Candidate: ").is_some_and(|v| v != "(none)")

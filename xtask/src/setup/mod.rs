@@ -70,17 +70,16 @@ pub(crate) fn install(need: Need) -> Result<()> {
         Need::BpfLinker => bpf::install_linker(),
         Need::Packages => packages::install(),
         Need::Consul => consul::install(),
-    }
-    .with_context(|| format!("{} is missing", name(need)))?;
+    }?;
     if present(need).is_none() {
-        bail!("{} is still missing after: {how}", name(need));
+        bail!("it is still missing after: {how}");
     }
     report("installed", need, &format!("{how} ({})", progress::duration(started.elapsed())));
     Ok(())
 }
 
 /// The items in the words of whoever reads the messages.
-fn name(need: Need) -> &'static str {
+pub(crate) fn name(need: Need) -> &'static str {
     match need {
         Need::RustSrc => "rust-src",
         Need::BpfLinker => "bpf-linker",
