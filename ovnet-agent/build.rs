@@ -85,8 +85,9 @@ fn missing(path: &OsStr, toolchain: &str) -> Vec<&'static str> {
         env::split_paths(path).map(|folder| folder.join(name)).find(|file| file.is_file())
     };
     let mut missing = Vec::new();
-    if find("bpf-linker").is_none() {
-        missing.push("bpf-linker");
+    match find("bpf-linker") {
+        Some(linker) => println!("cargo::rerun-if-changed={}", linker.display()),
+        None => missing.push("bpf-linker"),
     }
     // As aya-build does: by rustup where there is one, else the compiler that is there.
     let mut rustc = match find("rustup") {

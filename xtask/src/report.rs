@@ -18,6 +18,8 @@ pub(crate) struct Report {
     part: Part,
     /// The test whose captured output is being read, and whether it has said SKIP.
     current: Option<(String, bool)>,
+    /// The last line of a test binary that has begun and not yet given its result.
+    unfinished: Option<String>,
 }
 
 /// Which part of a test binary's output a line belongs to.
@@ -35,14 +37,20 @@ enum Part {
 impl Report {
     /// Takes one line; tells whether it is worth showing.
     pub(crate) fn line(&mut self, layer: &str, line: &str) -> bool {
+        if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
+            self.end_of_binary(layer);
+            self.unfinished = Some(line.to_owned());
+        } else if let Some(last) = self.unfinished.as_mut().filter(|_| line.starts_with("test ")) {
+            line.clone_into(last);
+        }
         match line {
             "successes:" => self.part = Part::Successes,
             "failures:" => self.part = Part::Failures,
             _ => {}
         }
         if let Some(result) = line.strip_prefix("test result: ") {
-            self.part = Part::Running;
-            self.current = None;
+            self.unfinished = None;
+            self.end_of_binary(layer);
             let counts = counts(result);
             self.passed += counts.passed;
             self.failed += counts.failed;
@@ -70,10 +78,13 @@ impl Report {
         self.part == Part::Running
     }
 
-    /// A test binary ended, perhaps without a result.
-    pub(crate) fn end_of_run(&mut self) {
+    /// A test binary ended; one without a result was taken down by a test.
+    pub(crate) fn end_of_binary(&mut self, layer: &str) {
         self.part = Part::Running;
         self.current = None;
+        if let Some(last) = self.unfinished.take() {
+            self.broken(layer, &format!("ended before its result, after: {}", last.trim()));
+        }
     }
 
     /// A run that failed without saying which test did.
@@ -195,6 +206,20 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         assert!(!shown.contains(&"noise"));
         assert!(shown.contains(&"thread 'breaks' panicked"));
         assert!(shown.contains(&"test adds ... ok"));
+    }
+
+    #[test]
+    fn a_binary_without_a_result_is_a_failure_beside_those_of_others() {
+        let mut report = Report::default();
+        for line in ["running 2 tests", "test adds ... ok", "test crashes ... "] {
+            report.line("net", line);
+        }
+        for line in OUTPUT.lines() {
+            report.line("net", line);
+        }
+        report.end_of_binary("net");
+        assert_eq!(report.failed(), 2);
+        assert!(report.to_string().contains("ended before its result, after: test crashes ..."));
     }
 
     #[test]

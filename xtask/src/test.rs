@@ -65,10 +65,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     print!("{report}");
     let required = env::var("OVNET_REQUIRE_ALL").is_ok_and(|v| v == "1");
     if report.failed() > 0 {
-        bail!("{} of the tests failed", report.failed());
+        bail!("{} failed", report.failed());
     }
     if required && report.skipped() > 0 {
-        bail!("{} tests were skipped, and OVNET_REQUIRE_ALL=1 asks for all", report.skipped());
+        bail!("OVNET_REQUIRE_ALL=1 asks for all tests, and {} skipped", report.skipped());
     }
     Ok(())
 }
@@ -181,6 +181,9 @@ fn run_cargo(layer: Layer, mut command: Command, report: &mut Report) -> Result<
     loop {
         let read = pipe.read(&mut chunk).with_context(|| format!("reading from `{shown}`"))?;
         if read == 0 {
+            // A test that took its process down leaves a line without an end.
+            let rest = String::from_utf8_lossy(&line);
+            report.line(layer.name(), rest.trim_end());
             break;
         }
         for byte in chunk.iter().take(read) {
@@ -201,11 +204,11 @@ fn run_cargo(layer: Layer, mut command: Command, report: &mut Report) -> Result<
         }
         out.flush()?;
     }
+    report.end_of_binary(layer.name());
     let status = child.wait().with_context(|| format!("waiting for `{shown}`"))?;
     if !status.success() && report.failed() == failed_before {
         // It did not compile, or a test took its whole process down.
         report.broken(layer.name(), &format!("`{shown}` ended with {status}"));
     }
-    report.end_of_run();
     Ok(())
 }
