@@ -35,6 +35,7 @@ pub use self::host::Host;
 pub use self::options::{Life, Options};
 pub use self::prepare::{agent as build_agent, default_bin_dir};
 pub use self::process::{Process, wait_until};
+pub(crate) use self::status::table;
 pub use self::wire::{UPLINK, Wire};
 
 use self::host::Starting;
@@ -171,8 +172,8 @@ impl Lab {
         self.record()?;
         let nodes = (1..=options.hosts)
             .map(|number| (format!("docker{number:02}"), Some(node_address(number))));
-        let places = nodes
-            .chain([(CLIENT.to_owned(), Some(CLIENT_ADDRESS)), ("switch".to_owned(), None)]);
+        let places =
+            nodes.chain([(CLIENT.to_owned(), Some(CLIENT_ADDRESS)), ("switch".to_owned(), None)]);
         for (name, address) in places {
             let bound = options.life == Life::Bound;
             let (starting, lifeline) =

@@ -1,6 +1,7 @@
 //! Sandboxes: named network namespaces in a host, as containers have.
 
 use std::fs;
+use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -16,8 +17,7 @@ impl Lab {
     pub fn run_sandbox(&self, host: &str, name: &str, attach: &[&str]) -> Result<String> {
         self.add_sandbox(host, name)?;
         let mut argv = vec!["ovnet", "attach", "--netns", name];
-        if !attach.iter().any(|argument| *argument == "--name" || argument.starts_with("--name="))
-        {
+        if !attach.iter().any(|argument| *argument == "--name" || argument.starts_with("--name=")) {
             argv.extend(["--name", name]);
         }
         argv.extend(attach);
@@ -83,6 +83,20 @@ impl Lab {
             entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// The first address of a sandbox, or of a host, that is not the loopback's.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn sandbox_address(&self, place: &str) -> Result<Ipv4Addr> {
+        let text =
+            self.exec(place, &["ip", "-4", "-oneline", "address", "show", "scope", "global"])?;
+        text.split_whitespace()
+            .skip_while(|word| *word != "inet")
+            .nth(1)
+            .and_then(|address| address.split('/').next()?.parse().ok())
+            .with_context(|| format!("{place} has no address"))
     }
 
     /// Runs `ovnet … --json` on a host and reads what it prints.
