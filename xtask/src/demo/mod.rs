@@ -40,6 +40,8 @@ pub struct Args {
 /// # Errors
 /// What failed; the lab is removed all the same, unless it was to be kept.
 pub fn run(args: Args) -> Result<()> {
+    // Before the build, which takes much longer than to find out.
+    measure::require()?;
     let bin_dir = if args.baseline {
         None
     } else {

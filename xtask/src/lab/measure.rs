@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Lab, Running};
+use super::{Lab, Running, prepare};
 
 /// The port of iperf3.
 const PORT: u16 = 5201;
@@ -80,6 +80,15 @@ pub fn in_turns(
         }
     }
     Ok(samples)
+}
+
+/// Checks that the commands that measure are there.
+///
+/// # Errors
+/// One is not installed, with what to do about it.
+pub fn require() -> Result<()> {
+    let tools = [("iperf3", "iperf3"), ("ping", "iputils-ping"), ("taskset", "util-linux")];
+    tools.into_iter().try_for_each(|(tool, package)| prepare::tool_path(tool, package).map(drop))
 }
 
 /// Starts the receiver of a way; it ends when the result is dropped.

@@ -16,6 +16,8 @@ mod process;
 mod sandbox;
 mod services;
 mod status;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::BTreeMap;
