@@ -1,7 +1,6 @@
 //! Running commands in hosts and sandboxes.
 
-use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -115,17 +114,15 @@ impl Lab {
         inside(&path, call).with_context(|| format!("inside {place}"))
     }
 
-    /// Waits until somebody listens on a TCP port of a host or sandbox.
+    /// Waits until somebody listens on a TCP port of a host or sandbox. It does not connect:
+    /// iperf3 takes that for a client and resets the ones that come next.
     ///
     /// # Errors
     /// Nobody does for too long.
-    pub fn wait_for_port(&self, place: &str, address: Ipv4Addr, port: u16) -> Result<()> {
-        let place_ = place.to_owned();
-        let what = move || format!("{place_} to listen on {address}:{port}");
+    pub fn wait_for_port(&self, place: &str, port: u16) -> Result<()> {
+        let what = format!("somebody to listen on port {port}");
         self.inside(place, move || {
-            let address = SocketAddr::from((address, port));
-            wait_until(READY, what, || Ok(TcpStream::connect_timeout(&address, READY).ok()))?;
-            Ok(())
+            wait_until(READY, || what.clone(), || Ok(is_listening(port)?.then_some(())))
         })
     }
 
@@ -157,6 +154,27 @@ impl Drop for Running {
         }
         let _ = self.0.wait();
     }
+}
+
+/// Whether a socket listens in this thread's network namespace.
+fn is_listening(port: u16) -> Result<bool> {
+    // Columns: number, local address:port, remote one, state (0A: listening), all hexadecimal.
+    let wanted = format!(":{port:04X}");
+    let listens = |line: &str| {
+        let mut columns = line.split_whitespace().skip(1);
+        columns.next().is_some_and(|local| local.ends_with(&wanted)) && columns.nth(1) == Some("0A")
+    };
+    for table in ["tcp", "tcp6"] {
+        let path = format!("/proc/thread-self/net/{table}");
+        match fs::read_to_string(&path) {
+            Ok(text) if text.lines().any(listens) => return Ok(true),
+            Ok(_) => {}
+            // A kernel without IPv6.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context(path),
+        }
+    }
+    Ok(false)
 }
 
 fn inside<T: Send + 'static>(

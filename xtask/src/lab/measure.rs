@@ -98,7 +98,7 @@ pub fn require() -> Result<()> {
 pub fn serve(lab: &Lab, way: &Way) -> Result<Running> {
     let port = PORT.to_string();
     let server = lab.spawn(&way.to, &pinned("1", &["iperf3", "-s", "-p", &port]), None)?;
-    lab.wait_for_port(&way.to, way.address, PORT)?;
+    lab.wait_for_port(&way.to, PORT)?;
     Ok(server)
 }
 

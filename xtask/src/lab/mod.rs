@@ -255,7 +255,10 @@ impl Drop for Lab {
 
 impl State {
     fn is_alive(&self) -> bool {
-        self.started.iter().any(Starting::is_alive)
+        if self.hosts.is_empty() {
+            return self.started.iter().any(Starting::is_alive);
+        }
+        self.hosts.iter().any(|host| host.holder.is_alive())
     }
 }
 

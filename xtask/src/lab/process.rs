@@ -33,7 +33,8 @@ impl Process {
         Ok(Self { pid, started: stat.started })
     }
 
-    /// Whether it still runs. A zombie does not: its resources are released.
+    /// Whether it still runs. A zombie does not, once its last thread ended: its sockets are
+    /// closed and its memory is released.
     pub fn is_alive(&self) -> bool {
         Stat::read(self.pid).is_some_and(|stat| stat.started == self.started && !stat.is_zombie())
     }
@@ -97,6 +98,7 @@ pub fn wait_until<T>(
 struct Stat {
     state: char,
     parent: i32,
+    threads: u32,
     started: u64,
 }
 
@@ -110,12 +112,14 @@ impl Stat {
         Some(Self {
             state: fields.first()?.chars().next()?,
             parent: fields.get(1)?.parse().ok()?,
+            threads: fields.get(17)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
         })
     }
 
     fn is_zombie(&self) -> bool {
-        matches!(self.state, 'Z' | 'X')
+        // The first thread is a zombie already while others are still ending.
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
     }
 }
 
