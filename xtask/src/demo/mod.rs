@@ -7,17 +7,18 @@ mod session;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::lab::kernel_vxlan::KernelVxlan;
 use crate::lab::measure::{self, Way};
 use crate::lab::{self, Lab, Life, Options, Wire};
+use crate::tools;
 
 use self::session::Session;
 
 /// Arguments of `cargo xtask demo`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// What the wire carries: packets of up to 64 KiB, or packets of the MTU as a physical one.
     #[arg(long, value_enum, default_value_t)]
     wire: Wire,
@@ -39,15 +40,11 @@ pub struct Args {
 ///
 /// # Errors
 /// What failed; the lab is removed all the same, unless it was to be kept.
-pub fn run(args: Args) -> Result<()> {
+pub(crate) fn run(args: Args) -> Result<()> {
     // Before the build, which takes much longer than to find out.
+    ensure!(tools::is_root(), "the demo makes network namespaces and needs root: run it with sudo");
+    let bin_dir = if args.baseline { None } else { Some(lab::build(true)?) };
     measure::require()?;
-    let bin_dir = if args.baseline {
-        None
-    } else {
-        println!("Building the agent …");
-        Some(lab::build_agent(true)?)
-    };
     let started = Instant::now();
     let options = Options {
         // A lab that goes away with this process does not get in the way of one that stays.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 
-use super::{Lab, Life, Options, Wire, build_agent, status};
+use super::{Lab, Life, Options, Wire, bring, build, status};
 
 /// Arguments of `cargo xtask lab`.
 #[derive(clap::Args)]
@@ -145,9 +145,11 @@ pub fn run(args: Args) -> Result<()> {
 
 fn bring_up(up: Up, prefix: String) -> Result<()> {
     let bin_dir = match up.bin_dir {
-        Some(folder) => Some(folder),
-        None if up.no_agents => None,
-        None => Some(build_agent(up.release)?),
+        None if !up.no_agents => Some(build(up.release)?),
+        given => {
+            bring()?;
+            given
+        }
     };
     let lab = Lab::up(Options {
         prefix,

@@ -36,9 +36,7 @@ impl Lab {
             }
         };
         let options = self.options();
-        let binaries = prepare::bin_dir(&options).ok();
-        let own = binaries.into_iter().chain([prepare::target().join("tools/bin")]);
-        command.args(arguments).env("PATH", prepare::path(&own.collect::<Vec<_>>()));
+        command.args(arguments).env("PATH", prepare::path(prepare::bin_dir(&options).ok()));
         Ok(command)
     }
 

@@ -3,11 +3,12 @@
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use super::{MAX_HOSTS, Options, Wire};
+use super::{MAX_HOSTS, Options, Wire, services};
+use crate::build_verb;
+use crate::tools::{self, Need};
 
 /// Commands that the lab runs, and the Debian package of each.
 const TOOLS: &[(&str, &str)] = &[
@@ -27,10 +28,7 @@ pub(super) fn require(options: &Options) -> Result<()> {
     );
     ensure!((1..=MAX_HOSTS).contains(hosts), "a lab has 1 to {MAX_HOSTS} hosts, not {hosts}");
     ensure!((576..=65_535).contains(mtu), "an MTU is 576 to 65535 bytes, not {mtu}");
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "the lab makes network namespaces and needs root: run it with sudo"
-    );
+    ensure!(tools::is_root(), "the lab makes network namespaces and needs root: run it with sudo");
     let ethtool = (options.wire == Wire::Mtu).then_some(&("ethtool", "ethtool"));
     for (tool, package) in TOOLS.iter().chain(ethtool) {
         tool_path(tool, package)?;
@@ -41,7 +39,7 @@ pub(super) fn require(options: &Options) -> Result<()> {
             let path = folder.join(binary);
             ensure!(
                 path.is_file(),
-                "{} is not there: `cargo build -p ovnet-agent` makes it",
+                "{} is not there: `cargo xtask build` makes it",
                 path.display()
             );
         }
@@ -54,15 +52,16 @@ pub(super) fn require(options: &Options) -> Result<()> {
 /// # Errors
 /// It is not installed.
 pub(super) fn tool_path(tool: &str, package: &str) -> Result<PathBuf> {
-    which::which_in(tool, Some(path(&[])), "/").with_context(|| {
+    tools::find(tool).with_context(|| {
         format!("{tool} is not installed: `cargo xtask setup` brings it (package {package})")
     })
 }
 
-/// `PATH` with these folders first, and those of root's commands, which a user's often lacks.
-pub(super) fn path(first: &[PathBuf]) -> OsString {
-    let inherited = env::var_os("PATH").unwrap_or_default();
-    let mut folders = first.to_vec();
+/// `PATH` with this folder first, then the project's tools, and at the end those of root's
+/// commands, which a user's often lacks.
+pub(super) fn path(first: Option<PathBuf>) -> OsString {
+    let inherited = tools::path();
+    let mut folders: Vec<PathBuf> = first.into_iter().collect();
     folders.extend(env::split_paths(&inherited));
     folders.extend(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
     env::join_paths(folders).unwrap_or(inherited)
@@ -85,42 +84,33 @@ pub fn default_bin_dir() -> Result<PathBuf> {
     let own = env::current_exe().unwrap_or_default();
     let mut folders: Vec<PathBuf> =
         own.ancestors().skip(1).take(2).map(Path::to_path_buf).collect();
-    folders.extend(["release", "debug"].map(|profile| target().join(profile)));
+    folders.extend(["release", "debug"].map(|profile| tools::target().join(profile)));
     folders
         .into_iter()
         .find(|folder| folder.join("ovnet-agent").is_file())
-        .context("ovnet-agent is not built: `cargo build -p ovnet-agent` does it")
+        .context("ovnet-agent is not built: `cargo xtask build` does it")
 }
 
-/// The workspace's folder.
-pub(super) fn workspace() -> &'static Path {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask)
-}
-
-/// Cargo's target folder.
-pub(super) fn target() -> PathBuf {
-    let set = env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty());
-    set.map_or_else(
-        || workspace().join("target"),
-        |folder| env::current_dir().unwrap_or_default().join(folder),
-    )
-}
-
-/// Builds the agent and its client; gives the folder they are in.
+/// Brings what a lab with agents needs, and builds them; gives the folder they are in. Where no
+/// Consul can be had it says so: the lab then runs the development stand-in.
 ///
 /// # Errors
-/// The build fails.
-pub fn agent(release: bool) -> Result<PathBuf> {
-    // CALL SITE for the setup part that building needs: crate::tools::ensure(TO_BUILD)?.
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace()).args(["build", "--quiet", "--package", "ovnet-agent"]);
-    if release {
-        command.arg("--release");
+/// A tool is missing and cannot be brought, or the build fails.
+pub(crate) fn build(release: bool) -> Result<PathBuf> {
+    bring()?;
+    build_verb::agent(release)
+}
+
+/// Brings what a lab without agents needs.
+///
+/// # Errors
+/// A tool is missing and cannot be brought.
+pub(crate) fn bring() -> Result<()> {
+    tools::ensure(&[Need::Packages])?;
+    if services::consul_binary().is_none()
+        && let Err(error) = tools::consul()
+    {
+        eprintln!("warning: no Consul can be had, the development stand-in serves: {error:#}");
     }
-    let status = command.status().context("cannot run cargo")?;
-    if !status.success() {
-        bail!("building ovnet-agent failed");
-    }
-    Ok(target().join(if release { "release" } else { "debug" }))
+    Ok(())
 }

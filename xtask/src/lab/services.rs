@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::{Lab, Process, READY, UPLINK, prepare, wait_until};
+use super::{Lab, Process, READY, UPLINK, wait_until};
+use crate::tools;
 
 /// The host that Consul runs on.
 const CONSUL_HOST: &str = "docker01";
@@ -221,13 +222,9 @@ fn tail(log: &std::path::Path) -> String {
 }
 
 /// The Consul to run: `OVNET_CONSUL`, what `cargo xtask setup` brought, or what is on `PATH`.
-fn consul_binary() -> Option<PathBuf> {
+pub(super) fn consul_binary() -> Option<PathBuf> {
     let set = std::env::var_os("OVNET_CONSUL").map(PathBuf::from);
-    let own = prepare::target().join("tools/bin/consul");
-    set.into_iter()
-        .chain([own])
-        .find(|path| path.is_file())
-        .or_else(|| prepare::tool_path("consul", "consul").ok())
+    set.filter(|path| path.is_file()).or_else(|| tools::find("consul"))
 }
 
 fn consul_version(binary: &str) -> String {
@@ -239,7 +236,7 @@ fn consul_version(binary: &str) -> String {
 /// The program that has the hidden verb `lab stand-in`: this one, or the one beside the agent.
 fn stand_in_binary() -> Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;
-    let beside = ["debug", "release"].map(|profile| prepare::target().join(profile).join("xtask"));
+    let beside = ["debug", "release"].map(|profile| tools::target().join(profile).join("xtask"));
     [own]
         .into_iter()
         .chain(beside)
