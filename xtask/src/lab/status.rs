@@ -21,13 +21,16 @@ impl Lab {
             self.folder().display()
         );
 
-        let mut hosts = vec![row(&["HOST", "ADDRESS", "PID", "AGENT", "CONSUL", "TC", "XDP"])];
-        hosts[0].push("SANDBOXES".to_owned());
+        let head = ["HOST", "ADDRESS", "PID", "AGENT", "CONSUL", "TC", "XDP", "SANDBOXES"];
+        let mut hosts = vec![row(&head)];
         let mut answering = None;
         for name in self.nodes().into_iter().chain([CLIENT.to_owned()]) {
             let host = self.host(&name)?;
             let agent = self.agent(&name);
-            let status = agent.map(|_| self.ovnet_json(&name, &["status"]));
+            // An agent that was started by hand is known by its socket only.
+            let listens = host.root().join("run/ovnet/ovnet.sock").exists();
+            let asked = agent.is_some() || listens;
+            let status = asked.then(|| self.ovnet_json(&name, &["status"]));
             let field = |field: &str| match &status {
                 Some(Ok(status)) => text(status, field),
                 _ => "-".to_owned(),
@@ -35,6 +38,7 @@ impl Lab {
             let state = match (&agent, &status) {
                 (Some(agent), Some(Ok(_))) => format!("{} up", agent.pid),
                 (Some(agent), _) => format!("{} silent", agent.pid),
+                (None, Some(Ok(_))) => "up, by hand".to_owned(),
                 _ if self.state().agents.contains_key(&name) => "ended".to_owned(),
                 _ => "-".to_owned(),
             };
