@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// How often everything is measured; the median counts.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=50))]
     rounds: u8,
+    /// Run the development stand-in even where there is a Consul.
+    #[arg(long, hide = true)]
+    stand_in: bool,
     /// Measure only what is not ours, without agents.
     #[arg(long, hide = true)]
     baseline: bool,
@@ -52,6 +55,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         wire: args.wire,
         agents: !args.baseline,
         bin_dir,
+        stand_in: args.stand_in,
         life: if args.keep { Life::Stays } else { Life::Bound },
         ..Options::default()
     };

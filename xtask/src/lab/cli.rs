@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 use super::{Lab, Life, Options, Wire, bring, build, status};
@@ -68,6 +68,9 @@ struct Up {
     /// Take ovnet-agent and ovnet from here instead of building them.
     #[arg(long, value_name = "FOLDER")]
     bin_dir: Option<PathBuf>,
+    /// Run the development stand-in even where there is a Consul.
+    #[arg(long, hide = true)]
+    stand_in: bool,
     /// Another argument for every agent.
     #[arg(long = "agent-arg", value_name = "ARG", allow_hyphen_values = true)]
     agent_args: Vec<String>,
@@ -160,6 +163,7 @@ fn bring_up(up: Up, prefix: String) -> Result<()> {
         agents: !up.no_agents,
         agent_args: up.agent_args,
         bin_dir,
+        stand_in: up.stand_in,
         life: Life::Stays,
     })?;
     print!("{}", lab.picture()?);
@@ -177,6 +181,14 @@ fn bring_up(up: Up, prefix: String) -> Result<()> {
 }
 
 fn stand_in(listen: SocketAddr) -> Result<()> {
-    // CALL SITE: crate::stand_in::serve(listener).
-    bail!("the development stand-in on {listen} is being written")
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("cannot listen on {listen}"))?;
+        crate::stand_in::serve(listener).await
+    })
 }

@@ -25,6 +25,8 @@ pub struct Options {
     pub agent_args: Vec<String>,
     /// Where `ovnet-agent` and `ovnet` are; see [`super::default_bin_dir`] where absent.
     pub bin_dir: Option<PathBuf>,
+    /// Run the development stand-in even where there is a Consul.
+    pub stand_in: bool,
     /// How long the lab lasts.
     pub life: Life,
 }
@@ -40,6 +42,7 @@ impl Default for Options {
             agents: true,
             agent_args: Vec::new(),
             bin_dir: None,
+            stand_in: false,
             life: Life::Bound,
         }
     }

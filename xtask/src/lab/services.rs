@@ -53,7 +53,7 @@ impl Lab {
     pub fn start_consul(&self) -> Result<()> {
         let address = self.address(CONSUL_HOST)?;
         let at = address.to_string();
-        let (kind, argv) = match consul_binary() {
+        let (kind, argv) = match consul_binary().filter(|_| !self.options().stand_in) {
             Some(binary) => {
                 let binary = binary.display().to_string();
                 let arguments = ["agent", "-dev", "-client", "0.0.0.0", "-bind", &at];
@@ -65,7 +65,7 @@ impl Lab {
                 let own = stand_in_binary()?.display().to_string();
                 let listen = format!("{at}:{CONSUL_PORT}");
                 let argv = [own, "lab".into(), "stand-in".into(), listen];
-                ("the development stand-in, for want of a Consul".to_owned(), argv.to_vec())
+                ("no Consul but the development stand-in".to_owned(), argv.to_vec())
             }
         };
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
