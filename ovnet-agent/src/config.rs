@@ -81,6 +81,7 @@ pub struct Folders {
 
 /// How the agent runs.
 #[derive(Clone, Debug, Args)]
+#[group(id = "Config", multiple = true, args = ["consul", "advertise"])]
 pub struct Config {
     /// Consul: host:port, http://…, https://… or consul://host:port[/prefix]
     #[arg(long, value_name = "ADDR", required = true)]

@@ -1,60 +1,7 @@
-//! `cargo xtask`: the project's own verbs, one module each.
-//!
-//! Nothing here depends on the agent, so that `cargo xtask setup` builds before the tools exist
-//! that the agent's build needs.
-
-mod build_verb;
-mod check;
-mod demo;
-mod lab;
-mod progress;
-mod report;
-mod setup;
-mod test;
-mod tools;
+//! `cargo xtask`: see the library.
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-
-/// The project's own verbs. Each brings the tools it needs first; `setup` brings them all.
-#[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
-struct Cli {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Subcommand)]
-enum Verb {
-    /// Bring what building, testing and the lab need, and say what was done.
-    Setup,
-    /// Build the agent and its client, with the eBPF programs embedded.
-    Build(build_verb::Args),
-    /// Hosts as network namespaces on this machine.
-    Lab(lab::Args),
-    /// Three hosts, containers, pings and throughput, in one go.
-    Demo(demo::Args),
-    /// Run the tests, by layer.
-    Test(test::Args),
-    /// What must be clean before a change goes in: formatting, lints, documentation, house rules.
-    Check,
-}
-
 fn main() -> ExitCode {
-    let done = match Cli::parse().verb {
-        Verb::Setup => setup::run(),
-        Verb::Build(args) => build_verb::run(&args),
-        Verb::Lab(args) => lab::run(args),
-        Verb::Demo(args) => demo::run(args),
-        Verb::Test(args) => test::run(&args),
-        Verb::Check => check::run(),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    xtask::main()
 }

@@ -1,12 +1,123 @@
-//! `cargo xtask demo`: being written.
+//! `cargo xtask demo`: three hosts form a network through Consul, containers on them talk, and a
+//! table tells how fast, next to the kernel's own vxlan in the same run.
 
-use anyhow::{Result, bail};
+mod report;
+mod session;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::lab::kernel_vxlan::KernelVxlan;
+use crate::lab::measure::{self, Way};
+use crate::lab::{self, Lab, Life, Options, Wire};
+use crate::tools;
+
+use self::session::Session;
 
 /// Arguments of `cargo xtask demo`.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// What the wire carries: packets of up to 64 KiB, or packets of the MTU as a physical one.
+    #[arg(long, value_enum, default_value_t)]
+    wire: Wire,
+    /// Leave the lab up afterwards, for `cargo xtask lab`.
+    #[arg(long)]
+    keep: bool,
+    /// Length of each iperf3 run.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=30))]
+    seconds: u64,
+    /// How often everything is measured; the median counts.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=50))]
+    rounds: u8,
+    /// Run the development stand-in even where there is a Consul.
+    #[arg(long, hide = true)]
+    stand_in: bool,
+    /// Measure only what is not ours, without agents.
+    #[arg(long, hide = true)]
+    baseline: bool,
+}
 
-/// Carries out the verb.
-pub(crate) fn run(_args: Args) -> Result<()> {
-    bail!("`cargo xtask demo` is being written");
+/// Carries out `cargo xtask demo`.
+///
+/// # Errors
+/// What failed; the lab is removed all the same, unless it was to be kept.
+pub(crate) fn run(args: Args) -> Result<()> {
+    // Before the build, which takes much longer than to find out.
+    ensure!(tools::is_root(), "the demo makes network namespaces and needs root: run it with sudo");
+    let bin_dir = if args.baseline { None } else { Some(lab::build(true)?) };
+    measure::require()?;
+    let started = Instant::now();
+    let options = Options {
+        // A lab that goes away with this process does not get in the way of one that stays.
+        prefix: if args.keep { "lab" } else { "demo" }.to_owned(),
+        wire: args.wire,
+        agents: !args.baseline,
+        bin_dir,
+        stand_in: args.stand_in,
+        life: if args.keep { Life::Stays } else { Life::Bound },
+        ..Options::default()
+    };
+    let lab = Lab::up(options).context("the lab does not come up")?;
+    show(&lab, &args)?;
+    if args.keep {
+        println!("\nThe lab is left up: `cargo xtask lab status`, `cargo xtask lab down`.");
+    } else {
+        lab.down().context("the lab does not go down")?;
+        println!("\nAll of it is removed again. {} s.", started.elapsed().as_secs());
+    }
+    Ok(())
+}
+
+fn show(lab: &Lab, args: &Args) -> Result<()> {
+    let consul = lab.consul_kind().unwrap_or_default();
+    println!(
+        "\nThree hosts, each a namespace of this machine, and a switch. On docker01 runs Consul\n\
+         ({consul}), on each host:\n\n    ovnet-agent --consul {} --advertise {}\n",
+        lab.consul()?,
+        lab::UPLINK
+    );
+    let mut ways = vec![Way {
+        label: "host to host".to_owned(),
+        from: "docker01".to_owned(),
+        to: "docker02".to_owned(),
+        address: lab.address("docker02")?,
+    }];
+    if !args.baseline {
+        let session = Session::new(lab);
+        session.network()?;
+        session.everyone_pings()?;
+        session.isolation()?;
+        ways.push(session.way()?);
+    }
+    let vxlan = KernelVxlan::up(lab, &["docker01", "docker02"])?;
+    if let [from, to] = vxlan.members.as_slice() {
+        ways.insert(
+            1,
+            Way {
+                label: "kernel vxlan + bridge".to_owned(),
+                from: from.place(),
+                to: to.place(),
+                address: to.address,
+            },
+        );
+    }
+    let (rounds, terminal) = (usize::from(args.rounds), std::io::stderr().is_terminal());
+    println!(
+        "\nOne TCP flow and pings from docker01 to docker02, {rounds} rounds in turns, {} s each:",
+        args.seconds
+    );
+    let samples = measure::in_turns(lab, &ways, rounds, args.seconds, |round, way| {
+        if terminal {
+            eprint!("\r\x1b[2K  round {} of {rounds}: {}", round + 1, way.label);
+            // Progress that cannot be drawn is not worth a failure.
+            let _ = std::io::stderr().flush();
+        }
+    })?;
+    if terminal {
+        eprint!("\r\x1b[2K");
+    }
+    println!("\n{}", report::table(&ways, &samples, args.wire, lab.options().mtu));
+    vxlan.down(lab)
 }

@@ -1,0 +1,194 @@
+//! `cargo xtask lab`: the verbs.
+
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+
+use super::{Lab, Life, Options, Wire, bring, build, status};
+
+/// Arguments of `cargo xtask lab`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Which lab, where there are several.
+    #[arg(long, global = true, hide = true, default_value = "lab")]
+    prefix: String,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make the lab.
+    Up(Up),
+    /// Remove the lab and everything in it.
+    Down,
+    /// Hosts, agents, networks and endpoints.
+    Status,
+    /// Make a sandbox on a host and attach it to a network.
+    Run(Run),
+    /// Run a command in a host, or in a sandbox of it.
+    Exec(Exec),
+    /// Detach a sandbox and remove it.
+    Stop {
+        /// Host and sandbox: docker01/t1.
+        #[arg(value_name = "HOST/NAME")]
+        sandbox: String,
+    },
+    /// Serve the calls of Consul that the agent uses, where there is no Consul.
+    #[command(hide = true)]
+    StandIn {
+        /// Address to listen on.
+        listen: SocketAddr,
+    },
+}
+
+#[derive(clap::Args)]
+struct Up {
+    /// Hosts in the cluster.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    hosts: u8,
+    /// MTU of the wire in bytes.
+    #[arg(long, default_value_t = 1500, value_name = "N")]
+    mtu: u32,
+    /// What the wire carries: packets of up to 64 KiB, or packets of the MTU as a physical one.
+    #[arg(long, value_enum, default_value_t)]
+    wire: Wire,
+    /// How the agents use XDP.
+    #[arg(long, value_name = "MODE", value_parser = ["auto", "native", "generic", "off"])]
+    xdp: Option<String>,
+    /// Start no agents: `cargo xtask lab exec docker01 -- ovnet-agent --consul …` does it by hand.
+    #[arg(long)]
+    no_agents: bool,
+    /// Build and run the agents with optimisations.
+    #[arg(long)]
+    release: bool,
+    /// Take ovnet-agent and ovnet from here instead of building them.
+    #[arg(long, value_name = "FOLDER")]
+    bin_dir: Option<PathBuf>,
+    /// Run the development stand-in even where there is a Consul.
+    #[arg(long, hide = true)]
+    stand_in: bool,
+    /// Another argument for every agent.
+    #[arg(long = "agent-arg", value_name = "ARG", allow_hyphen_values = true)]
+    agent_args: Vec<String>,
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// Host to run on.
+    host: String,
+    /// Name of the sandbox.
+    name: String,
+    /// What `ovnet attach` takes: --network NET [--ip ADDRESS] [--alias NAME]…
+    #[arg(
+        value_name = "ATTACH FLAGS",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    attach: Vec<String>,
+}
+
+#[derive(clap::Args)]
+struct Exec {
+    /// Host, or host and sandbox: docker01, docker01/t1.
+    #[arg(value_name = "HOST[/NAME]")]
+    place: String,
+    /// Taken for the habit of it; the command has your terminal anyway.
+    #[arg(short, hide = true)]
+    interactive: bool,
+    /// Taken for the habit of it; the command has your terminal anyway.
+    #[arg(short, hide = true)]
+    tty: bool,
+    /// The command.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// Carries out a verb of `cargo xtask lab`.
+///
+/// # Errors
+/// What failed, why, and what to do.
+pub fn run(args: Args) -> Result<()> {
+    let prefix = args.prefix;
+    match args.verb {
+        Verb::Up(up) => bring_up(up, prefix),
+        Verb::Down => {
+            if !Lab::remove_prefix(&prefix)? {
+                println!("the lab is not up");
+            }
+            Ok(())
+        }
+        Verb::Status => {
+            print!("{}", Lab::open(&prefix)?.picture()?);
+            Ok(())
+        }
+        Verb::Run(Run { host, name, attach }) => {
+            let attach: Vec<&str> = attach.iter().map(String::as_str).collect();
+            println!("{}", Lab::open(&prefix)?.run_sandbox(&host, &name, &attach)?);
+            Ok(())
+        }
+        Verb::Exec(Exec { place, command, .. }) => {
+            let argv: Vec<&str> = command.iter().map(String::as_str).collect();
+            // Replaces this process: the terminal, signals and the exit status are the command's.
+            let error = Lab::open(&prefix)?.command(&place, &argv)?.exec();
+            Err(error).context("cannot run nsenter")
+        }
+        Verb::Stop { sandbox } => {
+            let (host, name) =
+                sandbox.split_once('/').context("which sandbox? HOST/NAME, as docker01/t1")?;
+            Lab::open(&prefix)?.stop_sandbox(host, name)
+        }
+        Verb::StandIn { listen } => stand_in(listen),
+    }
+}
+
+fn bring_up(up: Up, prefix: String) -> Result<()> {
+    let bin_dir = match up.bin_dir {
+        None if !up.no_agents => Some(build(up.release)?),
+        given => {
+            bring()?;
+            given
+        }
+    };
+    let lab = Lab::up(Options {
+        prefix,
+        hosts: up.hosts,
+        mtu: up.mtu,
+        wire: up.wire,
+        xdp: up.xdp,
+        agents: !up.no_agents,
+        agent_args: up.agent_args,
+        bin_dir,
+        stand_in: up.stand_in,
+        life: Life::Stays,
+    })?;
+    print!("{}", lab.picture()?);
+    let hints = [
+        ["cargo xtask lab exec docker02 -- ovnet network create ov_net1", "make a network"],
+        ["cargo xtask lab run docker01 t1 --network ov_net1", "a sandbox in it"],
+        ["cargo xtask lab exec docker01/t1 -- ping t2", "a command in a sandbox"],
+        ["cargo xtask lab exec docker01 -it -- bash", "a shell on a host"],
+        ["cargo xtask lab down", "remove it all"],
+    ];
+    let rows: Vec<Vec<String>> =
+        hints.iter().map(|hint| hint.iter().map(|text| (*text).to_owned()).collect()).collect();
+    print!("\n{}", status::table(&rows));
+    Ok(())
+}
+
+fn stand_in(listen: SocketAddr) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("cannot listen on {listen}"))?;
+        crate::stand_in::serve(listener).await
+    })
+}

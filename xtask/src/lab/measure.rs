@@ -1,0 +1,181 @@
+//! Throughput and round trip, measured so that ways can be compared: in turns, in one lab.
+//!
+//! The machine is shared and its speed drifts within seconds. So every round measures every way
+//! once, rounds begin with a different way each, and what counts is the median over the rounds.
+//! Sender and receiver of iperf3 are pinned to a processor each, where there are two: else the
+//! scheduler now and then puts both on one, which changes the figure more than the overlay does.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::{Lab, Running, prepare};
+
+/// The port of iperf3.
+const PORT: u16 = 5201;
+/// Echo requests per round. They take some milliseconds: each is sent when the last is answered.
+const PINGS: &str = "1000";
+
+/// A way from one place of the lab to another.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// What a table calls it.
+    pub label: String,
+    /// Host or sandbox that sends.
+    pub from: String,
+    /// Host or sandbox that receives.
+    pub to: String,
+    /// Address of the receiver.
+    pub address: Ipv4Addr,
+}
+
+/// What one round measured of one way.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// One TCP flow, in bits per second as received.
+    pub throughput: f64,
+    /// Round trip of ping.
+    pub rtt: Rtt,
+}
+
+/// Round-trip times in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Rtt {
+    /// The shortest.
+    pub min: f64,
+    /// The arithmetic mean.
+    pub mean: f64,
+}
+
+/// Measures all ways in turns; gives the samples of each, in the order of `ways`. `progress` is
+/// told before each measurement what is measured.
+///
+/// # Errors
+/// Something does not arrive, or a tool fails.
+pub fn in_turns(
+    lab: &Lab,
+    ways: &[Way],
+    rounds: usize,
+    seconds: u64,
+    mut progress: impl FnMut(usize, &Way),
+) -> Result<Vec<Vec<Sample>>> {
+    let _servers = ways.iter().map(|way| serve(lab, way)).collect::<Result<Vec<_>>>()?;
+    for way in ways {
+        // The first packets fill caches and neighbour tables.
+        throughput(lab, way, 1).with_context(|| way.label.clone())?;
+    }
+    let mut samples = vec![Vec::new(); ways.len()];
+    for round in 0..rounds {
+        for turn in 0..ways.len() {
+            let index = (round + turn) % ways.len();
+            let (Some(way), Some(samples)) = (ways.get(index), samples.get_mut(index)) else {
+                continue;
+            };
+            progress(round, way);
+            let throughput = throughput(lab, way, seconds).with_context(|| way.label.clone())?;
+            let rtt = ping(lab, way).with_context(|| way.label.clone())?;
+            samples.push(Sample { throughput, rtt });
+        }
+    }
+    Ok(samples)
+}
+
+/// Checks that the commands that measure are there.
+///
+/// # Errors
+/// One is not installed, with what to do about it.
+pub fn require() -> Result<()> {
+    let tools = [("iperf3", "iperf3"), ("ping", "iputils-ping"), ("taskset", "util-linux")];
+    tools.into_iter().try_for_each(|(tool, package)| prepare::tool_path(tool, package).map(drop))
+}
+
+/// Starts the receiver of a way; it ends when the result is dropped.
+///
+/// # Errors
+/// It does not come to listen.
+pub fn serve(lab: &Lab, way: &Way) -> Result<Running> {
+    let port = PORT.to_string();
+    let server = lab.spawn(&way.to, &pinned("1", &["iperf3", "-s", "-p", &port]), None)?;
+    lab.wait_for_port(&way.to, PORT)?;
+    Ok(server)
+}
+
+/// Sends one TCP flow; gives the bits per second that arrived.
+///
+/// # Errors
+/// iperf3 fails: nobody listens (see [`serve`]), or nothing arrives.
+pub fn throughput(lab: &Lab, way: &Way, seconds: u64) -> Result<f64> {
+    let (address, port, time) = (way.address.to_string(), PORT.to_string(), seconds.to_string());
+    let command = ["iperf3", "-J", "-c", &address, "-p", &port, "-t", &time];
+    let limit = Duration::from_secs(seconds + 10);
+    let output = lab.output(&way.from, &pinned("0", &command), limit)?;
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    if let Some(error) = report.get("error").and_then(Value::as_str) {
+        bail!("iperf3 from {} to {address}: {error}", way.from);
+    }
+    report
+        .pointer("/end/sum_received/bits_per_second")
+        .and_then(Value::as_f64)
+        .filter(|bits| *bits > 0.0)
+        .with_context(|| {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            format!("iperf3 from {} to {address}: {} {said}", way.from, output.status)
+        })
+}
+
+/// Measures the round trip without pauses between packets: with pauses, what one measures is how
+/// long an idle processor takes to wake up.
+///
+/// # Errors
+/// An answer is missing.
+pub fn ping(lab: &Lab, way: &Way) -> Result<Rtt> {
+    let address = way.address.to_string();
+    let command = ["ping", "-n", "-i", "0", "-c", PINGS, "-W", "2", &address];
+    let text = lab.exec(&way.from, &pinned("0", &command))?;
+    // The summary is cut to whole microseconds; the mean of the single times is not.
+    let times: Vec<f64> = text
+        .lines()
+        .filter_map(|line| line.split_once("time=")?.1.strip_suffix(" ms")?.parse::<f64>().ok())
+        .map(|milliseconds| milliseconds * 1000.0)
+        .collect();
+    ensure!(!times.is_empty(), "ping from {} to {address}: no answer", way.from);
+    let count = u32::try_from(times.len()).context("count of answers")?;
+    Ok(Rtt {
+        min: times.iter().copied().fold(f64::INFINITY, f64::min),
+        mean: times.iter().sum::<f64>() / f64::from(count),
+    })
+}
+
+/// The median; the mean of the middle two where the number is even, 0 where there is none.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.get(middle) {
+        None => 0.0,
+        Some(upper) if values.len() % 2 == 1 => *upper,
+        Some(upper) => values.get(middle - 1).map_or(*upper, |lower| f64::midpoint(*lower, *upper)),
+    }
+}
+
+/// A command bound to a processor, where there is more than one.
+fn pinned<'a>(processor: &'a str, command: &[&'a str]) -> Vec<&'a str> {
+    let several = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+    let taskset = ["taskset", "--cpu-list", processor];
+    let prefix: &[&str] = if several { &taskset } else { &[] };
+    [prefix, command].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn median_is_the_middle_or_between_the_middle_two() {
+        assert!((median([3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!((median([4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        assert!(median([]).abs() < 1e-9);
+    }
+}
