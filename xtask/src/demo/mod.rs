@@ -5,6 +5,7 @@ mod report;
 mod session;
 
 use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -31,6 +32,9 @@ pub(crate) struct Args {
     /// How often everything is measured; the median counts.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=50))]
     rounds: u8,
+    /// Take ovnet-agent and ovnet from here instead of building them.
+    #[arg(long, value_name = "FOLDER")]
+    bin_dir: Option<PathBuf>,
     /// Run the development stand-in even where there is a Consul.
     #[arg(long, hide = true)]
     stand_in: bool,
@@ -46,7 +50,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     // Before the build, which takes much longer than to find out.
     ensure!(tools::is_root(), "the demo makes network namespaces and needs root: run it with sudo");
-    let bin_dir = if args.baseline { None } else { Some(lab::build(true)?) };
+    let bin_dir = match &args.bin_dir {
+        None if !args.baseline => Some(lab::build(true)?),
+        given => {
+            lab::bring()?;
+            given.clone()
+        }
+    };
     measure::require()?;
     let started = Instant::now();
     let options = Options {
