@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::lab::kernel_vxlan::KernelVxlan;
-use crate::lab::measure::{self, Way};
+use crate::lab::measure::{self, Pin, Plan, Way};
 use crate::lab::{self, Lab, Life, Options, Wire};
 use crate::tools;
 
@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// How often everything is measured; the median counts.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=50))]
     rounds: u8,
+    /// Which processors sender and receiver of a measurement run on.
+    #[arg(long, value_enum, default_value_t)]
+    pin: Pin,
     /// Take ovnet-agent and ovnet from here instead of building them.
     #[arg(long, value_name = "FOLDER")]
     bin_dir: Option<PathBuf>,
@@ -118,7 +121,8 @@ fn show(lab: &Lab, args: &Args) -> Result<()> {
         "\nOne TCP flow and pings from docker01 to docker02, {rounds} rounds in turns, {} s each:",
         args.seconds
     );
-    let samples = measure::in_turns(lab, &ways, rounds, args.seconds, |round, way| {
+    let plan = Plan { rounds, seconds: args.seconds, pin: args.pin };
+    let samples = measure::in_turns(lab, &ways, plan, |round, way| {
         if terminal {
             eprint!("\r\x1b[2K  round {} of {rounds}: {}", round + 1, way.label);
             // Progress that cannot be drawn is not worth a failure.

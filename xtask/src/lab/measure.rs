@@ -2,13 +2,12 @@
 //!
 //! The machine is shared and its speed drifts within seconds. So every round measures every way
 //! once, rounds begin with a different way each, and what counts is the median over the rounds.
-//! Sender and receiver of iperf3 are pinned to a processor each, where there are two: else the
-//! scheduler now and then puts both on one, which changes the figure more than the overlay does.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum;
 use serde_json::Value;
 
 use super::{Lab, Running, prepare};
@@ -49,6 +48,45 @@ pub struct Rtt {
     pub mean: f64,
 }
 
+/// How to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// How often each way is measured.
+    pub rounds: usize,
+    /// Length of an iperf3 run.
+    pub seconds: u64,
+    /// Where sender and receiver run.
+    pub pin: Pin,
+}
+
+/// Which processors sender and receiver run on. Beside other work, one processor each gives much
+/// lower figures than the other two, because sender and receiver then wait for both; how they
+/// compare on an idle machine has been measured from host to host only, where they hardly differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Pin {
+    /// Where the scheduler puts them.
+    #[default]
+    None,
+    /// Both on the same: what is measured is the work of all of it together.
+    Same,
+    /// One each.
+    Split,
+}
+
+impl Pin {
+    fn sender(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Same => Some("1"),
+            Self::Split => Some("0"),
+        }
+    }
+
+    fn receiver(self) -> Option<&'static str> {
+        (self != Self::None).then_some("1")
+    }
+}
+
 /// Measures all ways in turns; gives the samples of each, in the order of `ways`. `progress` is
 /// told before each measurement what is measured.
 ///
@@ -57,14 +95,14 @@ pub struct Rtt {
 pub fn in_turns(
     lab: &Lab,
     ways: &[Way],
-    rounds: usize,
-    seconds: u64,
+    plan: Plan,
     mut progress: impl FnMut(usize, &Way),
 ) -> Result<Vec<Vec<Sample>>> {
-    let _servers = ways.iter().map(|way| serve(lab, way)).collect::<Result<Vec<_>>>()?;
+    let Plan { rounds, seconds, pin } = plan;
+    let _servers = ways.iter().map(|way| serve(lab, way, pin)).collect::<Result<Vec<_>>>()?;
     for way in ways {
         // The first packets fill caches and neighbour tables.
-        throughput(lab, way, 1).with_context(|| way.label.clone())?;
+        throughput(lab, way, 1, pin).with_context(|| way.label.clone())?;
     }
     let mut samples = vec![Vec::new(); ways.len()];
     for round in 0..rounds {
@@ -74,8 +112,9 @@ pub fn in_turns(
                 continue;
             };
             progress(round, way);
-            let throughput = throughput(lab, way, seconds).with_context(|| way.label.clone())?;
-            let rtt = ping(lab, way).with_context(|| way.label.clone())?;
+            let throughput =
+                throughput(lab, way, seconds, pin).with_context(|| way.label.clone())?;
+            let rtt = ping(lab, way, pin).with_context(|| way.label.clone())?;
             samples.push(Sample { throughput, rtt });
         }
     }
@@ -95,9 +134,10 @@ pub fn require() -> Result<()> {
 ///
 /// # Errors
 /// It does not come to listen.
-pub fn serve(lab: &Lab, way: &Way) -> Result<Running> {
+pub fn serve(lab: &Lab, way: &Way, pin: Pin) -> Result<Running> {
     let port = PORT.to_string();
-    let server = lab.spawn(&way.to, &pinned("1", &["iperf3", "-s", "-p", &port]), None)?;
+    let server =
+        lab.spawn(&way.to, &pinned(pin.receiver(), &["iperf3", "-s", "-p", &port]), None)?;
     lab.wait_for_port(&way.to, PORT)?;
     Ok(server)
 }
@@ -106,11 +146,11 @@ pub fn serve(lab: &Lab, way: &Way) -> Result<Running> {
 ///
 /// # Errors
 /// iperf3 fails: nobody listens (see [`serve`]), or nothing arrives.
-pub fn throughput(lab: &Lab, way: &Way, seconds: u64) -> Result<f64> {
+pub fn throughput(lab: &Lab, way: &Way, seconds: u64, pin: Pin) -> Result<f64> {
     let (address, port, time) = (way.address.to_string(), PORT.to_string(), seconds.to_string());
     let command = ["iperf3", "-J", "-c", &address, "-p", &port, "-t", &time];
     let limit = Duration::from_secs(seconds + 10);
-    let output = lab.output(&way.from, &pinned("0", &command), limit)?;
+    let output = lab.output(&way.from, &pinned(pin.sender(), &command), limit)?;
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if let Some(error) = report.get("error").and_then(Value::as_str) {
         bail!("iperf3 from {} to {address}: {error}", way.from);
@@ -130,10 +170,10 @@ pub fn throughput(lab: &Lab, way: &Way, seconds: u64) -> Result<f64> {
 ///
 /// # Errors
 /// An answer is missing.
-pub fn ping(lab: &Lab, way: &Way) -> Result<Rtt> {
+pub fn ping(lab: &Lab, way: &Way, pin: Pin) -> Result<Rtt> {
     let address = way.address.to_string();
     let command = ["ping", "-n", "-i", "0", "-c", PINGS, "-W", "2", &address];
-    let text = lab.exec(&way.from, &pinned("0", &command))?;
+    let text = lab.exec(&way.from, &pinned(pin.sender(), &command))?;
     // The summary is cut to whole microseconds; the mean of the single times is not.
     let times: Vec<f64> = text
         .lines()
@@ -161,11 +201,12 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 /// A command bound to a processor, where there is more than one.
-fn pinned<'a>(processor: &'a str, command: &[&'a str]) -> Vec<&'a str> {
+fn pinned<'a>(processor: Option<&'a str>, command: &[&'a str]) -> Vec<&'a str> {
     let several = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
-    let taskset = ["taskset", "--cpu-list", processor];
-    let prefix: &[&str] = if several { &taskset } else { &[] };
-    [prefix, command].concat()
+    match processor.filter(|_| several) {
+        Some(processor) => [&["taskset", "--cpu-list", processor], command].concat(),
+        None => command.to_vec(),
+    }
 }
 
 #[cfg(test)]

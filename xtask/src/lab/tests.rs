@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::kernel_vxlan::KernelVxlan;
-use super::measure::{self, Way};
+use super::measure::{self, Pin, Way};
 use super::{Lab, Options, Process, Wire, prepare};
 
 /// A lab without agents, or none where the test cannot run: it then says so.
@@ -73,9 +73,9 @@ fn both_wires_carry_tcp_and_the_kernels_vxlan() {
         let [from, to] = vxlan.members.as_slice() else { panic!("{vxlan:?}") };
         let (from, to, address) = (from.place(), to.place(), to.address);
         let way = Way { label: String::new(), from, to, address };
-        let server = measure::serve(&lab, &way).unwrap();
-        assert!(measure::throughput(&lab, &way, 1).unwrap() > 1e6);
-        assert!(measure::ping(&lab, &way).unwrap().min > 0.0);
+        let server = measure::serve(&lab, &way, Pin::None).unwrap();
+        assert!(measure::throughput(&lab, &way, 1, Pin::None).unwrap() > 1e6);
+        assert!(measure::ping(&lab, &way, Pin::None).unwrap().min > 0.0);
         drop(server);
         vxlan.down(&lab).unwrap();
         assert_eq!(lab.exec("docker01", &["ls", "/sys/class/net"]).unwrap(), "ens33\nlo");
