@@ -11,14 +11,16 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 pub use super::networks::Pool;
 use super::{
     client::{Consul, Entry, Operation},
-    networks::{CONTENTION_LIMIT, encode, endpoints_folder, ensure_time_left, network_key},
+    networks::{
+        CONTENTION_LIMIT, encode, endpoint_key, endpoints_folder, ensure_time_left, network_key,
+    },
     schema::{EndpointRecord, EndpointState, NetworkRecord, VERSION, format_mac, mac_of},
     sentinel,
 };
 use crate::ipam;
 
 /// How long a claim waits for those of this host before it.
-const TURN_LIMIT: Duration = Duration::from_secs(30);
+const TURN_LIMIT: Duration = Duration::from_secs(15);
 
 /// What an endpoint-to-be asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,8 +243,4 @@ impl Current {
             ),
         }
     }
-}
-
-fn endpoint_key(network_id: &str, address: Ipv4Addr) -> String {
-    format!("{}{address}", endpoints_folder(network_id))
 }

@@ -71,6 +71,11 @@ impl<T> Folder<T> {
         self.records.iter().map(|(name, record)| (name.as_str(), record))
     }
 
+    /// The ends of the keys of records that are only kept: Consul has lost them.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &str> {
+        self.kept.iter().map(String::as_str)
+    }
+
     /// How many records there are now that cannot be read.
     pub(super) fn unreadable(&self) -> usize {
         self.unreadable.len()
@@ -227,8 +232,10 @@ mod tests {
         let outcome = folder.take_in(answer(3, Some((3, "new")), &[]), parse);
         assert_eq!(outcome, Outcome::WentBack { next: 3 });
         assert_eq!(names(&folder), ["a", "b"]);
+        assert!(folder.kept().eq(["a", "b"]));
         // b comes back and is then deleted for good; a never came back and stays.
         folder.take_in(answer(4, Some((3, "new")), &[("b", "1")]), parse);
+        assert!(folder.kept().eq(["a"]));
         folder.take_in(answer(5, Some((3, "new")), &[]), parse);
         assert_eq!(names(&folder), ["a"]);
     }

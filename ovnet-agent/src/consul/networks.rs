@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -21,7 +22,7 @@ use super::{
 use crate::{api::types::CreateNetwork, ipam};
 
 /// How long hosts may go on beating each other to a name, subnet or address before one gives up.
-pub(super) const CONTENTION_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const CONTENTION_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where subnets are taken from that the user did not choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -383,6 +384,10 @@ pub(super) fn network_key(name: &str) -> String {
 
 pub(super) fn endpoints_folder(network_id: &str) -> String {
     format!("endpoints/{network_id}/")
+}
+
+pub(super) fn endpoint_key(network_id: &str, address: Ipv4Addr) -> String {
+    format!("{}{address}", endpoints_folder(network_id))
 }
 
 fn vni_key(vni: u32) -> String {

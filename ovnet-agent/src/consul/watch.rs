@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     client::{Consul, Listing, Operation},
     folder::{Folder, Outcome},
-    networks::{endpoints_folder, network_key},
+    networks::{endpoint_key, endpoints_folder, network_key},
     schema::{EndpointRecord, HostRecord, NetworkRecord},
     sentinel,
 };
@@ -33,7 +33,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// What Consul holds, as last read.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Hosts by name; `None` until they were read once.
     pub hosts: Option<BTreeMap<String, HostEntry>>,
@@ -42,10 +42,25 @@ pub struct Snapshot {
     /// Endpoints by network id and address; no entry for a network whose endpoints were not read
     /// yet, or are not watched any more.
     pub endpoints: BTreeMap<String, BTreeMap<Ipv4Addr, EndpointRecord>>,
+    /// Keys, without the prefix, of records above that Consul has lost and that only we still
+    /// know. Their owners put them back; see [`Self::has_lost_network`].
+    pub lost: BTreeSet<String>,
     /// Records there are now that cannot be read. Each was logged once.
     pub unreadable: usize,
     /// `connected`, or one line that says what is wrong.
     pub consul_state: String,
+}
+
+impl Snapshot {
+    /// Whether this network is known here although Consul has lost its record.
+    pub fn has_lost_network(&self, name: &str) -> bool {
+        self.lost.contains(&network_key(name))
+    }
+
+    /// Whether this endpoint is known here although Consul has lost its record.
+    pub fn has_lost_endpoint(&self, network_id: &str, address: Ipv4Addr) -> bool {
+        self.lost.contains(&endpoint_key(network_id, address))
+    }
 }
 
 /// A host and whether its lease stands.
@@ -124,6 +139,16 @@ enum Records {
     Hosts(Folder<HostEntry>),
     Networks(Folder<NetworkRecord>),
     Endpoints(Folder<EndpointRecord>),
+}
+
+impl Records {
+    fn kept(&self) -> Vec<&str> {
+        match self {
+            Self::Hosts(folder) => folder.kept().collect(),
+            Self::Networks(folder) => folder.kept().collect(),
+            Self::Endpoints(folder) => folder.kept().collect(),
+        }
+    }
 }
 
 struct Answer {
@@ -262,7 +287,7 @@ impl Watch {
                 folder.take_in(listing, |name, entry| EndpointRecord::parse(name, &entry.value))
             }
         });
-        let (mut start_over, consul) = (false, self.consul.describe());
+        let mut start_over = false;
         let (problem, next, make_sentinel) = match outcome {
             Ok(Outcome::Good { next }) => (None, next, false),
             Ok(Outcome::WentBack { next }) => {
@@ -271,32 +296,22 @@ impl Watch {
             }
             Ok(Outcome::NoSentinel { lost }) => {
                 start_over = lost;
-                let folder = subject.folder();
-                (Some(anyhow!("there is no {folder} in Consul at {consul}")), 0, true)
+                (None, 0, true)
             }
             Err(error) => (Some(error), 0, false),
         };
-        let pause = match &problem {
-            None => {
-                watched.failures = 0;
-                if next == 0 { FIRST_BACKOFF } else { PAUSE }
-            }
+        let pause = if problem.is_some() || make_sentinel {
+            let pause = backoff(watched.failures);
+            watched.failures = watched.failures.saturating_add(1);
             // The first try at a sentinel needs no waiting: this is how a new cluster begins.
-            Some(_) if make_sentinel && watched.failures == 0 => {
-                watched.failures = 1;
-                Duration::ZERO
-            }
-            Some(_) => {
-                let pause = backoff(watched.failures);
-                watched.failures = watched.failures.saturating_add(1);
-                pause
-            }
+            if make_sentinel && watched.failures == 1 { Duration::ZERO } else { pause }
+        } else {
+            watched.failures = 0;
+            if next == 0 { FIRST_BACKOFF } else { PAUSE }
         };
         let problem = problem.map(|error| format!("{error:#}"));
         if watched.problem != problem {
             match &problem {
-                // Folder logs it where it means a loss; else this is how a new cluster begins.
-                Some(_) if make_sentinel => {}
                 Some(why) => tracing::warn!("{why}; going on with what was read before"),
                 None => tracing::info!("{} is read from Consul", subject.folder()),
             }
@@ -333,6 +348,8 @@ impl Watch {
             if let Some(problem) = problem {
                 snapshot.consul_state.clone_from(problem);
             }
+            let (folder, kept) = (subject.folder(), records.kept());
+            snapshot.lost.extend(kept.into_iter().map(|name| format!("{folder}{name}")));
             match (subject, records) {
                 (_, Records::Hosts(folder)) => {
                     snapshot.unreadable += folder.unreadable();
@@ -361,7 +378,7 @@ impl Watch {
             }
         }
         self.publish.send_if_modified(|current| {
-            let changed = !same(current, &snapshot);
+            let changed = **current != snapshot;
             if changed {
                 *current = Arc::new(snapshot);
             }
@@ -389,15 +406,6 @@ async fn create_sentinel(consul: &Consul, subject: &Subject, network: Option<&st
 
 fn by_name<T: Clone>(folder: &Folder<T>) -> BTreeMap<String, T> {
     folder.records().map(|(name, record)| (name.to_owned(), record.clone())).collect()
-}
-
-fn same(a: &Snapshot, b: &Snapshot) -> bool {
-    let Snapshot { hosts, networks, endpoints, unreadable, consul_state } = a;
-    *hosts == b.hosts
-        && *networks == b.networks
-        && *endpoints == b.endpoints
-        && *unreadable == b.unreadable
-        && *consul_state == b.consul_state
 }
 
 /// How long to wait after so many failures before: doubling, bounded, and with jitter so that the

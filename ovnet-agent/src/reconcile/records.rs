@@ -55,12 +55,17 @@ impl OwnRecords {
             if self.added.contains_key(&record.id) {
                 continue;
             }
-            if snapshot.networks.as_ref().is_some_and(|read| !read.contains_key(&network.name)) {
+            // A snapshot keeps what Consul lost, so presence in it alone proves nothing.
+            if snapshot.has_lost_network(&network.name)
+                || snapshot.networks.as_ref().is_some_and(|read| !read.contains_key(&network.name))
+            {
                 self.restore(network);
             }
             let read = snapshot.endpoints.get(&network.id);
             let found = read.map(|endpoints| endpoints.get(&record.address));
-            if found.is_some_and(|found| found != Some(record)) {
+            if snapshot.has_lost_endpoint(&network.id, record.address)
+                || found.is_some_and(|found| found != Some(record))
+            {
                 self.publish(network, record);
             }
         }

@@ -156,11 +156,24 @@ async fn a_consul_that_dies_and_comes_back_empty_empties_nothing(mut server: Ser
     })
     .await;
     assert!(whole(&snapshot), "{snapshot:#?}");
+    // What is lost is told, so that its owners know to put it back.
+    let lost = |snapshot: &Snapshot| {
+        snapshot.has_lost_network("ov_net1")
+            && snapshot.has_lost_endpoint(&network.id, endpoint.address)
+            && snapshot.lost.contains("hosts/hand")
+    };
+    assert!(!snapshot.lost.contains("hosts/new"));
+    let snapshot = seen(&mut snapshots, "the loss", limit, |snapshot| {
+        lost(snapshot) && snapshot.consul_state == "connected"
+    })
+    .await;
+    assert!(whole(&snapshot), "{snapshot:#?}");
     // What its owners put back is ordinary again: its deletion is one.
     consul.restore_network(&network).await.unwrap();
     consul.publish_endpoint(&network, &endpoint).await.unwrap();
     seen(&mut snapshots, "the endpoint is up", limit, |snapshot| {
         whole(snapshot)
+            && !snapshot.has_lost_network("ov_net1")
             && snapshot.endpoints[&network.id][&endpoint.address].state != endpoint.state
     })
     .await;
@@ -171,6 +184,7 @@ async fn a_consul_that_dies_and_comes_back_empty_empties_nothing(mut server: Ser
     })
     .await;
     assert!(snapshot.hosts.as_ref().unwrap().contains_key("hand"), "kept until seen again");
+    assert!(snapshot.lost.iter().eq(["hosts/hand"]), "{:?}", snapshot.lost);
 }
 
 async fn a_removed_network_leaves_no_sentinel_behind(server: Server) {
