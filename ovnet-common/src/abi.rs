@@ -67,8 +67,10 @@ pub enum Program {
 }
 
 impl Program {
+    /// How many there are.
+    pub const COUNT: u32 = 4;
     /// Every program, in number order.
-    pub const ALL: [Self; 4] =
+    pub const ALL: [Self; Self::COUNT as usize] =
         [Self::FromContainer, Self::FromUplink, Self::FromOverlay, Self::UplinkXdp];
 
     /// The program's name: of its function in the object, its file, its pins.
@@ -96,7 +98,7 @@ impl Program {
 /// Counters per program: one for each code of [`crate::verdict`].
 pub const CODES_PER_PROGRAM: u32 = 128;
 /// Capacity of `COUNTERS` and `EVENT_TIMES`.
-pub const MAX_COUNTERS: u32 = CODES_PER_PROGRAM * Program::ALL.len() as u32;
+pub const MAX_COUNTERS: u32 = CODES_PER_PROGRAM * Program::COUNT;
 
 /// Index into `COUNTERS` for what `program` decided, `code` being a number of
 /// [`crate::verdict::Verdict::code`]; codes past the table share its last slot.

@@ -9,8 +9,9 @@ pub const fn source_port(hash: u32, min: u16, max: u16) -> u16 {
     // receive queue on many devices.
     let hash = (hash ^ (hash << 16)) as u64;
     let range = max.saturating_sub(min) as u64;
-    // At most `range`, which is under 65,536, so the sum stays a port.
-    min.wrapping_add(((hash * range) >> 32) as u16)
+    // The product's upper half is under `range`, so its low 16 bits are all of it.
+    let [low, high, ..] = ((hash * range) >> 32).to_le_bytes();
+    min.wrapping_add(u16::from_le_bytes([low, high]))
 }
 
 #[cfg(test)]
@@ -23,7 +24,7 @@ mod tests {
         let mut hash = hash;
         hash ^= hash << 16;
         let product = (hash as u64).wrapping_mul((max - min) as u64);
-        ((product >> 32) as i32 + min) as u16
+        u16::try_from((product >> 32) as i32 + min).unwrap()
     }
 
     #[test]

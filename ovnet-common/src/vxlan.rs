@@ -9,6 +9,13 @@ use crate::{
 /// What encapsulation adds to a packet: IPv4, UDP, VXLAN and the inner Ethernet header.
 pub const OVERHEAD: usize = ipv4::LEN + udp::LEN + vxlan::LEN + ethernet::LEN;
 
+/// What the outer IPv4 total length says more than the inner packet's length.
+const OUTER_IP_EXTRA: u16 = 50;
+/// What the outer UDP length says more than the inner packet's length.
+const OUTER_UDP_EXTRA: u16 = 30;
+const _: () = assert!(OUTER_IP_EXTRA as usize == OVERHEAD);
+const _: () = assert!(OUTER_UDP_EXTRA as usize == OVERHEAD - ipv4::LEN);
+
 /// Everything from the outer Ethernet header to the inner one, both included.
 pub const HEADERS: usize = ethernet::LEN + OVERHEAD;
 
@@ -72,9 +79,8 @@ impl Outer {
         let [q0, q1] = self.port_be.to_ne_bytes();
         let [e0, e1, e2, e3, e4, e5] = self.inner_destination;
         let [f0, f1, f2, f3, f4, f5] = self.inner_source;
-        let [t0, t1] = self.inner_length.saturating_add(OVERHEAD as u16).to_be_bytes();
-        let [u0, u1] =
-            self.inner_length.saturating_add((OVERHEAD - ipv4::LEN) as u16).to_be_bytes();
+        let [t0, t1] = self.inner_length.saturating_add(OUTER_IP_EXTRA).to_be_bytes();
+        let [u0, u1] = self.inner_length.saturating_add(OUTER_UDP_EXTRA).to_be_bytes();
         let [id0, id1] = self.id.to_be_bytes();
         let header = [
             ipv4::NO_OPTIONS,

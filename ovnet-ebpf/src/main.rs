@@ -5,6 +5,11 @@
 //! touches packet memory, `maps.rs` the only one that touches a map, `finish.rs` the only one that
 //! returns an action.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "packet pointers are 32-bit context fields and lengths are bounded by the packet; a \
+              checked conversion would be a branch the verifier walks for nothing"
+)]
 
 #[cfg(target_arch = "bpf")]
 mod arp;

@@ -127,7 +127,7 @@ pub struct AttachArgs {
     /// A further name.
     #[arg(long, value_name = "NAME")]
     pub alias: Vec<String>,
-    /// Name of the interface inside; the first free eth<N> where absent.
+    /// Name of the interface inside; the first free `eth<N>` where absent.
     #[arg(long, value_name = "NAME")]
     pub ifname: Option<String>,
 }

@@ -10,12 +10,13 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 pub use super::networks::Pool;
 use super::{
-    client::{Consul, Entry, Operation},
+    client::{Consul, Entry},
     networks::{
         CONTENTION_LIMIT, encode, endpoint_key, endpoints_folder, ensure_time_left, network_key,
     },
     schema::{EndpointRecord, EndpointState, NetworkRecord, VERSION, format_mac, mac_of},
     sentinel,
+    transaction::Operation,
 };
 use crate::ipam;
 

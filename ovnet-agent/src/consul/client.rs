@@ -2,9 +2,9 @@
 //!
 //! Everything here is bounded in time. Keys are given and returned without the prefix.
 
-use std::{env, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use consulrs::{
     api::{
         self, ApiResponse,
@@ -16,15 +16,15 @@ use consulrs::{
     error::ClientError,
     session,
 };
-use reqwest::{Certificate, Identity, Url};
 use rustify_derive::Endpoint;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
-use super::schema::check_name;
+use super::{
+    connect::{build_http, parse_address},
+    schema::check_name,
+    transaction::{Conflict, Operation, Transaction, TransactionAnswer},
+};
 
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long any request but a blocking query may take, connecting included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many requests other than blocking queries are under way at once. Consul takes 200
@@ -304,96 +304,6 @@ pub(super) struct Listing {
     pub(super) entries: Vec<Entry>,
 }
 
-/// One step of a transaction. Keys are without the prefix.
-#[derive(Clone, Debug)]
-pub(super) struct Operation(Kv);
-
-#[derive(Clone, Debug, Default, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Kv {
-    verb: &'static str,
-    key: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<String>,
-}
-
-impl Operation {
-    /// Writes a key whatever it held.
-    pub(super) fn set(key: String, value: Vec<u8>) -> Self {
-        Self(Kv { verb: "set", key, value: Some(base64(&value)), ..Kv::default() })
-    }
-
-    /// Writes a key if its index is `index`; 0 stands for a key that does not exist.
-    pub(super) fn cas(key: String, value: Vec<u8>, index: u64) -> Self {
-        let (value, index) = (Some(base64(&value)), Some(index));
-        Self(Kv { verb: "cas", key, value, index, ..Kv::default() })
-    }
-
-    /// Writes a key and locks it for a session, if no other session has it.
-    pub(super) fn lock(key: String, value: Vec<u8>, session: String) -> Self {
-        let (value, session) = (Some(base64(&value)), Some(session));
-        Self(Kv { verb: "lock", key, value, session, ..Kv::default() })
-    }
-
-    /// Fails unless the key's index is `index`, which is not 0.
-    pub(super) fn check_index(key: String, index: u64) -> Self {
-        Self(Kv { verb: "check-index", key, index: Some(index), ..Kv::default() })
-    }
-
-    /// Deletes a key if its index is `index`.
-    pub(super) fn delete_cas(key: String, index: u64) -> Self {
-        Self(Kv { verb: "delete-cas", key, index: Some(index), ..Kv::default() })
-    }
-
-    /// Deletes every key of a folder (which ends in a slash).
-    pub(super) fn delete_tree(folder: String) -> Self {
-        Self(Kv { verb: "delete-tree", key: folder, ..Kv::default() })
-    }
-}
-
-/// Why a transaction changed nothing.
-#[derive(Clone, Debug)]
-pub(super) struct Conflict {
-    errors: Vec<OperationError>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct OperationError {
-    what: String,
-}
-
-impl std::fmt::Display for Conflict {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let errors: Vec<_> = self.errors.iter().map(|error| error.what.as_str()).collect();
-        f.write_str(&errors.join("; "))
-    }
-}
-
-/// `PUT /v1/txn`, which consulrs has not.
-#[derive(Debug, Endpoint)]
-#[endpoint(path = "txn", method = "PUT", response = "TransactionAnswer")]
-struct Transaction {
-    #[endpoint(raw)]
-    body: Vec<u8>,
-}
-
-impl FeaturedEndpoint for Transaction {
-    fn features(&self) -> Option<Features> {
-        None
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct TransactionAnswer {
-    errors: Option<Vec<OperationError>>,
-}
-
 /// `GET /v1/status/leader`, which consulrs has not.
 #[derive(Debug, Endpoint)]
 #[endpoint(path = "status/leader", response = "String")]
@@ -429,140 +339,6 @@ async fn bounded<T>(
             // the cause ("Connection refused (os error 111)").
             let cause = anyhow::Error::from(error).root_cause().to_string();
             Err(Failure::Unreached(cause))
-        }
-    }
-}
-
-/// The URL to talk to and the path that goes before the prefix.
-fn parse_address(address: &str) -> Result<(Url, String)> {
-    let wrong = || {
-        format!("Consul address {address:?} is not host:port, http(s)://… or consul://host:port")
-    };
-    // reqwest's Url knows default ports and paths of http only, so consul:// becomes one.
-    let (spelled, default_port, path_is_prefix) = match address.split_once("://") {
-        None => (format!("http://{address}"), true, false),
-        Some(("consul", rest)) => (format!("http://{rest}"), true, true),
-        Some(("http" | "https", _)) => (address.to_owned(), false, false),
-        Some(_) => bail!("{}", wrong()),
-    };
-    let mut url = Url::parse(&spelled).with_context(wrong)?;
-    ensure!(
-        url.username().is_empty() && url.password().is_none(),
-        "the Consul address holds credentials: put a token into CONSUL_HTTP_TOKEN instead"
-    );
-    ensure!(url.query().is_none() && url.fragment().is_none(), "{}", wrong());
-    let path = url.path().trim_matches('/').to_owned();
-    ensure!(path.is_empty() || path_is_prefix, "{}", wrong());
-    url.set_path("");
-    // A port of 80 that was spelled out looks like none to Url.
-    if default_port && url.port().is_none() && !spelled.contains(":80") {
-        url.set_port(Some(8500)).map_err(|()| anyhow!("{}", wrong()))?;
-    }
-    Ok((url, path))
-}
-
-fn build_http() -> Result<reqwest::Client> {
-    let file = |variable: &str| -> Result<Option<Vec<u8>>> {
-        match env::var_os(variable).filter(|path| !path.is_empty()) {
-            None => Ok(None),
-            Some(path) => std::fs::read(&path)
-                .with_context(|| format!("read {} of {variable}", path.display()))
-                .map(Some),
-        }
-    };
-    let verify = env::var("CONSUL_HTTP_SSL_VERIFY")
-        .map_or(true, |verify| !matches!(verify.as_str(), "false" | "0" | "f" | "FALSE" | "False"));
-    let mut builder = reqwest::Client::builder()
-        .use_rustls_tls()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_keepalive(Duration::from_secs(15))
-        .tcp_nodelay(true)
-        // Consul is a neighbour, not something on the far side of the machine's web proxy.
-        .no_proxy()
-        .danger_accept_invalid_certs(!verify);
-    if let Some(pem) = file("CONSUL_CACERT")? {
-        let ca = Certificate::from_pem(&pem).context("read the certificate of CONSUL_CACERT")?;
-        builder = builder.add_root_certificate(ca);
-    }
-    match (file("CONSUL_CLIENT_CERT")?, file("CONSUL_CLIENT_KEY")?) {
-        (None, None) => {}
-        (Some(mut certificate), Some(key)) => {
-            certificate.push(b'\n');
-            certificate.extend(key);
-            let identity = Identity::from_pem(&certificate)
-                .context("read the certificate and key of CONSUL_CLIENT_CERT and _KEY")?;
-            builder = builder.identity(identity);
-        }
-        _ => bail!("CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY need each other: set both"),
-    }
-    Ok(builder.build()?)
-}
-
-/// Standard base64 with padding (RFC 4648, section 4), as values in transactions are.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
-        let group = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for digit in 0..4 {
-            if digit <= chunk.len() {
-                let index = (group >> (18 - 6 * digit)) & 63;
-                text.push(char::from(DIGITS[index as usize]));
-            } else {
-                text.push('=');
-            }
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_form_of_address_is_understood() {
-        for (address, described, prefix) in [
-            ("192.168.1.11:8500", "192.168.1.11:8500", "ovnet/v1/"),
-            ("consul.example.org", "consul.example.org:8500", "ovnet/v1/"),
-            ("http://127.0.0.1:8500/", "127.0.0.1:8500", "ovnet/v1/"),
-            ("https://consul:8501", "https://consul:8501", "ovnet/v1/"),
-            ("consul://c1:8500", "c1:8500", "ovnet/v1/"),
-            ("consul://c1:8500/docker/net/", "c1:8500", "docker/net/ovnet/v1/"),
-            ("[::1]:8500", "[::1]:8500", "ovnet/v1/"),
-        ] {
-            let consul = Consul::new(address, "/ovnet/v1/", "docker01").unwrap();
-            assert_eq!(consul.describe(), described, "{address}");
-            assert_eq!(consul.inner.prefix, prefix, "{address}");
-        }
-    }
-
-    #[test]
-    fn an_address_that_cannot_be_one_is_refused_in_one_line() {
-        for address in
-            ["", "etcd://a:1", "a:b:c", "http://u:secret@c1:8500", "c1:99999", "http://c1/x"]
-        {
-            let error = Consul::new(address, "ovnet/v1", "docker01").err().unwrap();
-            let line = format!("{error:#}");
-            assert!(!line.contains('\n') && !line.contains("secret"), "{line}");
-        }
-        assert!(Consul::new("c1:8500", "a/../b", "docker01").is_err());
-        assert!(Consul::new("c1:8500", "ovnet/v1", "a/b").is_err());
-    }
-
-    #[test]
-    fn base64_is_that_of_the_rfc() {
-        for (plain, coded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(base64(plain.as_bytes()), coded);
         }
     }
 }

@@ -12,9 +12,10 @@ use tokio::{
 };
 
 use super::{
-    client::{Consul, Entry, Operation},
+    client::{Consul, Entry},
     networks::encode,
     schema::HostRecord,
+    transaction::Operation,
     watch::backoff,
 };
 

@@ -14,11 +14,13 @@
 
 pub mod claims;
 pub mod client;
+mod connect;
 mod folder;
 pub mod lease;
 pub mod networks;
 pub mod schema;
 mod sentinel;
+mod transaction;
 pub mod watch;
 
 pub use claims::Claim;

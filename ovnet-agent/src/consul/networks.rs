@@ -11,12 +11,13 @@ use ipnet::Ipv4Net;
 use uuid::Uuid;
 
 use super::{
-    client::{Consul, Entry, Operation},
+    client::{Consul, Entry},
     schema::{
         EndpointRecord, EndpointState, HostRecord, NetworkRecord, VERSION, check_name,
         check_network,
     },
     sentinel,
+    transaction::Operation,
     watch::HostEntry,
 };
 use crate::{api::types::CreateNetwork, ipam};

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::client::{Entry, Operation};
+use super::{client::Entry, transaction::Operation};
 
 /// Name of the sentinel inside its folder.
 pub(super) const NAME: &str = ".keep";

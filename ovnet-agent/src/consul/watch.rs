@@ -18,11 +18,12 @@ use tokio::{
 };
 
 use super::{
-    client::{Consul, Listing, Operation},
+    client::{Consul, Listing},
     folder::{Folder, Outcome},
     networks::{endpoint_key, endpoints_folder, network_key},
     schema::{EndpointRecord, HostRecord, NetworkRecord},
     sentinel,
+    transaction::Operation,
 };
 
 /// The pause after a good answer: a burst of writes then costs a few queries, not one each.

@@ -68,7 +68,10 @@ fn attach_tcx(program: &mut SchedClassifier, interface: &str, pin: &Path) -> Res
     if let Some(link) = pinned(pin)? {
         match program.attach_to_link(link.try_into()?) {
             // The link is pinned already; letting go of our descriptor leaves it there.
-            Ok(id) => return Ok(drop(program.take_link(id)?)),
+            Ok(id) => {
+                drop(program.take_link(id)?);
+                return Ok(());
+            }
             Err(error) => forget_defunct(pin, error)?,
         }
     }
@@ -82,7 +85,10 @@ fn attach_tcx(program: &mut SchedClassifier, interface: &str, pin: &Path) -> Res
 fn attach_xdp(program: &mut Xdp, ifindex: u32, mode: XdpMode, pin: &Path) -> Result<()> {
     if let Some(link) = pinned(pin)? {
         match program.attach_to_link(XdpLink::try_from(link)?) {
-            Ok(id) => return Ok(drop(program.take_link(id)?)),
+            Ok(id) => {
+                drop(program.take_link(id)?);
+                return Ok(());
+            }
             Err(error) => forget_defunct(pin, error)?,
         }
     }

@@ -91,9 +91,9 @@ fn prepare(folder: &Path) -> Result<PathBuf> {
         }
         let found = MapInfo::from_pin(&pin)
             .with_context(|| format!("{} is no map: remove it", pin.display()))
-            .and_then(|info| {
+            .map(|info| {
                 let kind = info.map_type().unwrap_or(MapType::Unspecified);
-                Ok((kind, info.key_size(), info.value_size(), info.max_entries()))
+                (kind, info.key_size(), info.value_size(), info.max_entries())
             })?;
         let expected = expected(name);
         if found != expected {
