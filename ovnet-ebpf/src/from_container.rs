@@ -68,7 +68,7 @@ fn nobody(ctx: &TcContext, ifindex: u32, vni: u32, ip: &Ipv4) -> Verdict {
     }
     match maps::network(vni) {
         Some(network) if network.gateway == mapped(ip.destination) => {
-            gateway::answer(ctx, ifindex, ip)
+            gateway::answer(ctx, ifindex, ip, network)
         }
         _ => Verdict::Drop(DropReason::NoEndpoint),
     }
