@@ -33,7 +33,7 @@ use ovnet_common::{
 use crate::{
     packet::{Address, HOST_A, HOST_B, HOST_E, Party, ROUTED_MTU, ROUTER, UPLINK_MTU},
     privilege,
-    syscall::{self, WithTunnelKey},
+    syscall::{self, Prelude},
 };
 
 /// ifindex of the uplink, with the MAC and address of [`HOST_A`].
@@ -94,7 +94,7 @@ pub struct Bench {
     /// The programs and maps.
     pub datapath: Datapath,
     tables: Tables,
-    overlay: WithTunnelKey,
+    preludes: BTreeMap<Program, Prelude>,
     folder: PathBuf,
 }
 
@@ -146,18 +146,19 @@ pub fn load(folder: &Path) -> Datapath {
 
 impl Bench {
     fn new(mut datapath: Datapath, folder: &Path) -> Self {
-        let overlay = {
-            let program = classifier(&mut datapath, Program::FromOverlay);
-            WithTunnelKey::before(program.fd().unwrap().as_fd()).expect("load the tunnel key setter")
-        };
+        let mut preludes = BTreeMap::new();
+        for program in [Program::FromContainer, Program::FromUplink, Program::FromOverlay] {
+            let target = classifier(&mut datapath, program).fd().unwrap().as_fd();
+            preludes.insert(program, Prelude::before(target).expect("load a prelude"));
+        }
         let tables = datapath.maps().read().unwrap();
-        Self { datapath, tables, overlay, folder: folder.to_owned() }
+        Self { datapath, tables, preludes, folder: folder.to_owned() }
     }
 
     /// Loads everything again over the same pins, as a restarted agent does.
     pub fn reload(self) -> Self {
-        let Self { datapath, tables: _, overlay, folder } = self;
-        drop((datapath, overlay));
+        let Self { datapath, tables: _, preludes, folder } = self;
+        drop((datapath, preludes));
         Self::new(load(&folder), &folder)
     }
 
@@ -190,16 +191,20 @@ impl Bench {
 
     /// Runs a program; the kernel's return code and the packet afterwards.
     pub fn run(&mut self, input: &Input) -> (u32, Vec<u8>) {
+        const IPV4_HEADER: usize = 14 + 20;
         let context = context(input);
         let Input { program, packet, repeat, .. } = input;
-        let result = match (program, input.tunnel_key) {
-            (Program::UplinkXdp, _) => {
+        let cut = packet.len() < IPV4_HEADER;
+        let result = match program {
+            Program::UplinkXdp => {
                 let program = self.datapath.ebpf().program_mut(program.name()).unwrap();
                 let program: &mut Xdp = program.try_into().unwrap();
                 syscall::test_run(program.fd().unwrap().as_fd(), packet, &[], *repeat)
             }
-            (Program::FromOverlay, Some(_)) => {
-                syscall::test_run(self.overlay.program(), packet, &context, *repeat)
+            _ if cut || input.tunnel_key.is_some() => {
+                let mut packet = packet.clone();
+                packet.resize(packet.len().max(IPV4_HEADER), 0);
+                syscall::test_run(self.preludes[program].program(), &packet, &context, *repeat)
             }
             _ => {
                 let program = classifier(&mut self.datapath, *program);
@@ -247,12 +252,13 @@ fn context(input: &Input) -> [u8; 192] {
     };
     set(IFINDEX, input.ifindex);
     set(GSO_SIZE, input.gso_size);
+    set(Prelude::LENGTH, u32::try_from(input.packet.len()).unwrap());
     if let Some(TunnelKey { vni, remote, local }) = input.tunnel_key {
-        set(WithTunnelKey::KEY, vni);
+        set(Prelude::KEY, vni);
         // bpf_skb_get_tunnel_key() calls the sender `remote`, bpf_skb_set_tunnel_key() the
         // receiver: what is set as one comes out as the other.
-        set(WithTunnelKey::KEY + 4, u32::from_be_bytes(local));
-        set(WithTunnelKey::KEY + 8, u32::from_be_bytes(remote));
+        set(Prelude::KEY + 4, u32::from_be_bytes(local));
+        set(Prelude::KEY + 8, u32::from_be_bytes(remote));
     }
     context
 }

@@ -94,7 +94,7 @@ fn gateway(
     ifindex: u32,
     frame: &mut [u8],
     ip: &Header,
-    _network: &NetworkValue,
+    network: &NetworkValue,
 ) -> Result<Verdict, Drop> {
     if ip.protocol != 1 || ip.version_ihl != 0x45 || ip.is_fragment() {
         return Err(Drop::ToGateway);
@@ -105,8 +105,8 @@ fn gateway(
     if frame[34] != 8 {
         return Err(Drop::ToGateway);
     }
-    let macs: Vec<u8> = frame[6..12].iter().chain(&frame[..6]).copied().collect();
-    frame[..12].copy_from_slice(&macs);
+    frame.copy_within(6..12, 0);
+    frame[6..12].copy_from_slice(&network.gateway_mac);
     frame[26..30].copy_from_slice(&ip.destination);
     frame[30..34].copy_from_slice(&ip.source);
     // A wrong checksum stays as wrong as it was: only the difference of the type goes in.

@@ -103,10 +103,11 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A TC program that gives the packet a tunnel key and goes on with another program, as the
-/// kernel's vxlan device does before `from_overlay`. BPF_PROG_TEST_RUN itself has no field for it.
+/// A TC program in front of another one, which makes of the packet what BPF_PROG_TEST_RUN itself
+/// cannot: it gives it a tunnel key, as the kernel's vxlan device does, and cuts it off, since a
+/// test run refuses an IPv4 packet shorter than its header.
 #[derive(Debug)]
-pub struct WithTunnelKey {
+pub struct Prelude {
     program: OwnedFd,
     /// Holds the program that is called; a program array lives as long as its descriptor.
     _target: OwnedFd,
@@ -134,10 +135,12 @@ struct ProgLoad {
     name: [u8; 16],
 }
 
-impl WithTunnelKey {
-    /// Offset of `cb` in `struct __sk_buff`: the VNI, the remote and the local address of the key,
-    /// each a `u32` in host byte order, are taken from there.
+impl Prelude {
+    /// Offset in `struct __sk_buff` (in `cb`) of the VNI, the remote and the local address of the
+    /// key, each a `u32` in host byte order. No key where the VNI is zero.
     pub const KEY: usize = 48;
+    /// Offset of the length to cut the packet off at; not cut where it is zero.
+    pub const LENGTH: usize = 60;
 
     /// Loads the program in front of `target`.
     pub fn before(target: BorrowedFd<'_>) -> io::Result<Self> {
@@ -153,19 +156,36 @@ impl WithTunnelKey {
         bpf(MAP_UPDATE_ELEM, &mut update)?;
 
         // struct bpf_tunnel_key is 44 bytes: tunnel_id at 0, remote_ipv4 at 4, local_ipv4 at 28.
-        let mut code = vec![instruction(0xbf, 6, 1, 0, 0)]; // r6 = ctx
-        code.extend((0..6).map(|word| instruction(0x7a, 10, 0, -48 + 8 * word, 0)));
+        let mut set_key: Vec<_> =
+            (0..6).map(|word| instruction(0x7a, 10, 0, -48 + 8 * word, 0)).collect();
         for (from, to) in [(48, -48), (52, -44), (56, -20)] {
-            code.push(instruction(0x61, 2, 6, from, 0));
-            code.push(instruction(0x63, 10, 2, to, 0));
+            set_key.push(instruction(0x61, 2, 6, from, 0));
+            set_key.push(instruction(0x63, 10, 2, to, 0));
         }
-        code.extend([
+        set_key.extend([
             instruction(0xbf, 1, 6, 0, 0),
             instruction(0xbf, 2, 10, 0, 0),
             instruction(0x07, 2, 0, 0, -48),
             instruction(0xb7, 3, 0, 0, 44),
             instruction(0xb7, 4, 0, 0, 0),
             instruction(0x85, 0, 0, 0, 21), // bpf_skb_set_tunnel_key
+        ]);
+        let cut = [
+            instruction(0xbf, 1, 6, 0, 0),
+            instruction(0xb7, 3, 0, 0, 0),
+            instruction(0x85, 0, 0, 0, 38), // bpf_skb_change_tail
+        ];
+        let skip = |count: usize| {
+            instruction(0x15, 2, 0, i16::try_from(count).unwrap_or(i16::MAX), 0) // if r2 == 0
+        };
+        let mut code = vec![instruction(0xbf, 6, 1, 0, 0)]; // r6 = ctx
+        code.push(instruction(0x61, 2, 6, 48, 0)); // r2 = VNI
+        code.push(skip(set_key.len()));
+        code.extend(set_key);
+        code.push(instruction(0x61, 2, 6, 60, 0)); // r2 = length
+        code.push(skip(cut.len()));
+        code.extend(cut);
+        code.extend([
             instruction(0xbf, 1, 6, 0, 0),
             instruction(0x18, 2, 1, 0, array.as_raw_fd()),
             instruction(0, 0, 0, 0, 0),
