@@ -12,12 +12,7 @@ use crate::parse::{Ethernet, Frame, Ipv4};
 
 /// Answers an ICMP echo request (RFC 792) to the gateway in place; drops everything else.
 #[inline(always)]
-pub(crate) fn answer(
-    ctx: &TcContext,
-    ifindex: u32,
-    ip: &Ipv4,
-    network: &NetworkValue,
-) -> Verdict {
+pub(crate) fn answer(ctx: &TcContext, ifindex: u32, ip: &Ipv4, network: &NetworkValue) -> Verdict {
     if ip.protocol != ipv4::ICMP || ip.version_ihl != ipv4::NO_OPTIONS || ip.is_fragment() {
         return Verdict::Drop(DropReason::ToGateway);
     }

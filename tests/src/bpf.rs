@@ -156,10 +156,8 @@ impl Bench {
     }
 
     /// Loads everything again over the same pins, as a restarted agent does.
-    pub fn reload(self) -> Self {
-        let Self { datapath, tables: _, preludes, folder } = self;
-        drop((datapath, preludes));
-        Self::new(load(&folder), &folder)
+    pub fn reload(&mut self) {
+        *self = Self::new(load(&self.folder), &self.folder.clone());
     }
 
     /// Makes the tables these, whatever they were.
@@ -189,12 +187,21 @@ impl Bench {
         }
     }
 
-    /// Runs a program; the kernel's return code and the packet afterwards.
+    /// Runs a program; the kernel's return code and the packet afterwards. A test run refuses an IP
+    /// packet shorter than its header, so such a one is longer at first and cut off on the way.
     pub fn run(&mut self, input: &Input) -> (u32, Vec<u8>) {
-        const IPV4_HEADER: usize = 14 + 20;
-        let context = context(input);
         let Input { program, packet, repeat, .. } = input;
-        let cut = packet.len() < IPV4_HEADER;
+        let mut context = context(input);
+        let minimum = match packet.get(12..14) {
+            Some([0x08, 0x00]) => 14 + 20,
+            Some([0x86, 0xdd]) => 14 + 40,
+            _ => 14,
+        };
+        let cut = packet.len() < minimum;
+        if cut {
+            let length = u32::try_from(packet.len()).unwrap();
+            set(&mut context, Prelude::LENGTH, length);
+        }
         let result = match program {
             Program::UplinkXdp => {
                 let program = self.datapath.ebpf().program_mut(program.name()).unwrap();
@@ -203,7 +210,7 @@ impl Bench {
             }
             _ if cut || input.tunnel_key.is_some() => {
                 let mut packet = packet.clone();
-                packet.resize(packet.len().max(IPV4_HEADER), 0);
+                packet.resize(packet.len().max(minimum), 0);
                 syscall::test_run(self.preludes[program].program(), &packet, &context, *repeat)
             }
             _ => {
@@ -247,20 +254,20 @@ fn context(input: &Input) -> [u8; 192] {
     const IFINDEX: usize = 40;
     const GSO_SIZE: usize = 176;
     let mut context = [0; 192];
-    let mut set = |at: usize, value: u32| {
-        context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-    };
-    set(IFINDEX, input.ifindex);
-    set(GSO_SIZE, input.gso_size);
-    set(Prelude::LENGTH, u32::try_from(input.packet.len()).unwrap());
+    set(&mut context, IFINDEX, input.ifindex);
+    set(&mut context, GSO_SIZE, input.gso_size);
     if let Some(TunnelKey { vni, remote, local }) = input.tunnel_key {
-        set(Prelude::KEY, vni);
+        set(&mut context, Prelude::KEY, vni);
         // bpf_skb_get_tunnel_key() calls the sender `remote`, bpf_skb_set_tunnel_key() the
         // receiver: what is set as one comes out as the other.
-        set(Prelude::KEY + 4, u32::from_be_bytes(local));
-        set(Prelude::KEY + 8, u32::from_be_bytes(remote));
+        set(&mut context, Prelude::KEY + 4, u32::from_be_bytes(local));
+        set(&mut context, Prelude::KEY + 8, u32::from_be_bytes(remote));
     }
     context
+}
+
+fn set(context: &mut [u8], at: usize, value: u32) {
+    context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
 }
 
 /// Makes the interfaces of the host under test, each with the ifindex the constants say.

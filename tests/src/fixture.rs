@@ -16,7 +16,9 @@ use ovnet_common::{
 };
 
 use crate::{
-    bpf::{Bench, Counters, EXTERNAL, Input, PORT_A1, PORT_A2, PORT_A3, PORT_A4, TunnelKey, UPLINK},
+    bpf::{
+        Bench, Counters, EXTERNAL, Input, PORT_A1, PORT_A2, PORT_A3, PORT_A4, TunnelKey, UPLINK,
+    },
     compare::difference,
     model,
     packet::{
@@ -58,7 +60,13 @@ impl Fixture {
     ) -> Self {
         let output = packet.clone();
         let input = Input { program, ifindex, gso_size: 0, tunnel_key: None, packet, repeat: 1 };
-        Self { name: format!("{}: {name}", program.name()), tables: world(), input, verdict, output }
+        Self {
+            name: format!("{}: {name}", program.name()),
+            tables: world(),
+            input,
+            verdict,
+            output,
+        }
     }
 
     /// The same, with another packet afterwards.

@@ -11,7 +11,7 @@ use crate::{
     bpf::{Input, PORT_A1, PORT_A2, PORT_A4, PORT_UNKNOWN, UPLINK},
     packet::{
         Address, HOST_A, HOST_B, HOST_C, HOST_E, Ipv4, Mac, OUTER, ROUTED_MTU, ROUTER, UDP,
-        UPLINK_MTU, Vxlan, checksum, fix_ipv4_checksum,
+        UPLINK_MTU, Vxlan, checksum,
     },
 };
 
@@ -33,11 +33,7 @@ pub fn predict(tables: &Tables, input: &Input) -> (Verdict, Vec<u8>) {
     (result.unwrap_or_else(Verdict::Drop), frame)
 }
 
-fn from_container(
-    tables: &Tables,
-    input: &Input,
-    frame: &mut Vec<u8>,
-) -> Result<Verdict, Drop> {
+fn from_container(tables: &Tables, input: &Input, frame: &mut Vec<u8>) -> Result<Verdict, Drop> {
     let port = tables.ports.get(&input.ifindex).ok_or(Drop::UnknownPort)?;
     if bytes(frame, 6) != Some(port.mac) {
         return Err(Drop::SpoofedMac);
@@ -109,13 +105,9 @@ fn gateway(
     frame[6..12].copy_from_slice(&network.gateway_mac);
     frame[26..30].copy_from_slice(&ip.destination);
     frame[30..34].copy_from_slice(&ip.source);
-    // A wrong checksum stays as wrong as it was: only the difference of the type goes in.
-    let sum = u32::from(word(frame, 36).unwrap_or(0));
-    let sum = (sum ^ 0xffff) + u32::from(!word(frame, 34).unwrap_or(0)) + u32::from(frame[35]);
+    let before = [frame[34], frame[35]];
     frame[34] = 0;
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = !((sum & 0xffff) + (sum >> 16));
-    frame[36..38].copy_from_slice(&sum.to_be_bytes()[2..]);
+    adjust(frame, 36, before, [0, before[1]]);
     Ok(Verdict::Answer(Answer::Echo, ifindex))
 }
 
@@ -192,11 +184,7 @@ fn route(ifindex: u32, to: Address, length: usize) -> Result<Mac, Slow> {
 }
 
 /// from_uplink and uplink_xdp: `resize_fails` where the kernel refuses to shrink the packet.
-fn from_wire(
-    tables: &Tables,
-    frame: &mut Vec<u8>,
-    resize_fails: bool,
-) -> Result<Verdict, Drop> {
+fn from_wire(tables: &Tables, frame: &mut Vec<u8>, resize_fails: bool) -> Result<Verdict, Drop> {
     let config = &tables.config;
     if word(frame, 12) != Some(0x0800) {
         return Ok(Verdict::Pass);
@@ -269,12 +257,7 @@ fn from_overlay(tables: &Tables, input: &Input, frame: &mut [u8]) -> Result<Verd
     }
 }
 
-fn trusted(
-    tables: &Tables,
-    vni: u32,
-    vtep: Address,
-    ip: &Header,
-) -> Result<EndpointValue, Drop> {
+fn trusted(tables: &Tables, vni: u32, vtep: Address, ip: &Header) -> Result<EndpointValue, Drop> {
     is_sent_by(tables, vni, vtep, ip.source)?;
     match endpoint(tables, vni, ip.destination) {
         Some(local) if local.ifindex != 0 => Ok(*local),
@@ -307,24 +290,23 @@ fn merged(inner: u8, outer: u8) -> Option<u8> {
     }
 }
 
-/// Sets the TOS byte; a wrong checksum stays wrong by the same amount.
+/// Sets the TOS byte.
 fn set_tos(frame: &mut [u8], tos: u8) {
-    let mut right = frame.to_vec();
-    right[14] = 0x45;
-    fix_ipv4_checksum(&mut right, 14);
-    let before = right.clone();
-    right[15] = tos;
-    fix_ipv4_checksum(&mut right, 14);
-    let error = sum(word(frame, 24), word(&before, 24).map(|it| !it));
-    let new = sum(word(&right, 24), Some(error));
+    let before = [frame[14], frame[15]];
     frame[15] = tos;
-    frame[24..26].copy_from_slice(&new.to_be_bytes());
+    adjust(frame, 24, before, [before[0], tos]);
 }
 
-/// One's complement sum of two words.
-fn sum(a: Option<u16>, b: Option<u16>) -> u16 {
-    let (sum, carry) = a.unwrap_or(0).overflowing_add(b.unwrap_or(0));
-    sum + u16::from(carry)
+/// Corrects the checksum at `at` after a word of the data changed (RFC 1624 §3); one that was
+/// wrong stays as wrong as it was.
+fn adjust(frame: &mut [u8], at: usize, old: [u8; 2], new: [u8; 2]) {
+    let checksum = !word(frame, at).unwrap_or(0);
+    let mut sum = u32::from(checksum);
+    sum += u32::from(!u16::from_be_bytes(old)) + u32::from(u16::from_be_bytes(new));
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    frame[at..at + 2].copy_from_slice(&(!sum).to_be_bytes()[2..]);
 }
 
 fn endpoint(tables: &Tables, vni: u32, address: Address) -> Option<&EndpointValue> {

@@ -7,7 +7,10 @@ pub fn is_root(name: &str) -> bool {
 }
 
 /// Prints why a test cannot run, and is false; panics where nothing may be skipped.
-#[allow(clippy::panic, reason = "only tests call this, and a skip that is not allowed is a failure")]
+#[allow(
+    clippy::panic,
+    reason = "only tests call this, and a skip that is not allowed is a failure"
+)]
 pub fn skip(name: &str, why: &str) -> bool {
     if std::env::var_os("OVNET_REQUIRE_ALL").is_some_and(|value| value == "1") {
         panic!("{name}: {why}, and OVNET_REQUIRE_ALL=1 allows no skip");

@@ -216,6 +216,15 @@ impl Prelude {
     }
 }
 
+/// Nanoseconds since boot, without suspend, as `bpf_ktime_get_ns()` counts them.
+pub fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is ours, and the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let number = |value: i64| u64::try_from(value).unwrap_or(0);
+    number(time.tv_sec) * 1_000_000_000 + number(time.tv_nsec)
+}
+
 /// One instruction as the kernel takes it (`struct bpf_insn`).
 fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> [u8; 8] {
     let [o0, o1] = offset.to_ne_bytes();

@@ -9,7 +9,12 @@
 )]
 
 mod bpf {
+    mod coverage;
+    mod events;
     mod from_container;
     mod from_overlay;
+    mod pins;
+    mod random;
     mod receive;
+    mod round_trip;
 }

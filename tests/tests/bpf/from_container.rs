@@ -76,7 +76,10 @@ fn checks() -> Vec<Fixture> {
         sent("header length of four words", other(14, 0x44), Drop(BadIpHeader)),
         sent(
             "source address of a neighbour",
-            with_header(CONTAINER_B1, Ipv4 { source: CONTAINER_A2.address, ..header(CONTAINER_B1) }),
+            with_header(
+                CONTAINER_B1,
+                Ipv4 { source: CONTAINER_A2.address, ..header(CONTAINER_B1) },
+            ),
             Drop(SpoofedAddress),
         ),
         sent(
@@ -85,9 +88,17 @@ fn checks() -> Vec<Fixture> {
             Drop(SpoofedAddress),
         ),
         sent("mDNS", with_header(NOBODY, multicast([224, 0, 0, 251])), Drop(Multicast)),
-        sent("last multicast", with_header(NOBODY, multicast([239, 255, 255, 255])), Drop(Multicast)),
+        sent(
+            "last multicast",
+            with_header(NOBODY, multicast([239, 255, 255, 255])),
+            Drop(Multicast),
+        ),
         sent("limited broadcast", with_header(NOBODY, multicast([255; 4])), Drop(Multicast)),
-        sent("just below multicast", with_header(NOBODY, multicast([223, 0, 0, 1])), Drop(NoEndpoint)),
+        sent(
+            "just below multicast",
+            with_header(NOBODY, multicast([223, 0, 0, 1])),
+            Drop(NoEndpoint),
+        ),
         sent("an address nobody has", long(NOBODY, 100), Drop(NoEndpoint)),
         sent("subnet broadcast", with_header(NOBODY, multicast([10, 0, 0, 255])), Drop(NoEndpoint)),
         sent("an endpoint of another network", long(CONTAINER_A4, 100), Drop(NoEndpoint)),
@@ -120,11 +131,10 @@ fn arp_requests() -> Vec<Fixture> {
         let answer = Answered(Answer::Arp, PORT_A1);
         sent(name, asks(CONTAINER_A1, target), answer).becomes(reply)
     };
-    let silent = |name: &str, target| {
-        sent(name, asks(CONTAINER_A1, target), Drop(ArpUnanswered))
-    };
+    let silent = |name: &str, target| sent(name, asks(CONTAINER_A1, target), Drop(ArpUnanswered));
     let probe = Party { address: [0; 4], ..CONTAINER_A1 };
-    let probe_reply = ethernet(CONTAINER_A1.mac, CONTAINER_A2.mac, ARP, &arp(2, CONTAINER_A2, probe));
+    let probe_reply =
+        ethernet(CONTAINER_A1.mac, CONTAINER_A2.mac, ARP, &arp(2, CONTAINER_A2, probe));
     let request = asks(CONTAINER_A1, CONTAINER_A2);
     let mut all = vec![
         answered("ARP for a local endpoint", CONTAINER_A2),
@@ -132,8 +142,12 @@ fn arp_requests() -> Vec<Fixture> {
         answered("ARP for the gateway", GATEWAY),
         answered("ARP for a remote endpoint without a VTEP address", CONTAINER_B1)
             .with(|tables| tables.config.vtep = [0; 16]),
-        sent("a probe for an address that is taken", asks(probe, CONTAINER_A2), Answered(Answer::Arp, PORT_A1))
-            .becomes(probe_reply),
+        sent(
+            "a probe for an address that is taken",
+            asks(probe, CONTAINER_A2),
+            Answered(Answer::Arp, PORT_A1),
+        )
+        .becomes(probe_reply),
         silent("ARP for an address nobody has", NOBODY),
         silent("an announcement of one's own address", CONTAINER_A1),
         silent("ARP for an endpoint of another network", CONTAINER_A4),
@@ -184,7 +198,8 @@ fn gateway() -> Vec<Fixture> {
     let answer = Answered(Answer::Echo, PORT_A1);
     let ping = to_gateway(icmp(), &echo(8, b"some ping"));
     let pong = ethernet(CONTAINER_A1.mac, GATEWAY.mac, IPV4, &back.build(&echo(0, b"some ping")));
-    let broadcast = ethernet(BROADCAST, CONTAINER_A1.mac, IPV4, &icmp().build(&echo(8, b"some ping")));
+    let broadcast =
+        ethernet(BROADCAST, CONTAINER_A1.mac, IPV4, &icmp().build(&echo(8, b"some ping")));
     let to = |name: &str, packet| sent(name, packet, Drop(ToGateway));
     let mut all = vec![
         sent("a ping of the gateway", ping.clone(), answer).becomes(pong.clone()),
@@ -193,7 +208,7 @@ fn gateway() -> Vec<Fixture> {
         to("an echo reply to the gateway", to_gateway(icmp(), &echo(0, b"x"))),
         to("an ICMP error to the gateway", to_gateway(icmp(), &echo(3, b"x"))),
         to("a fragmented ping", to_gateway(icmp().fragment(0x2000), &echo(8, b"x"))),
-        to("a later fragment", to_gateway(icmp().fragment(7), &echo(8, b"x"))),
+        to("a later fragment of a ping", to_gateway(icmp().fragment(7), &echo(8, b"x"))),
         to("a ping with options", to_gateway(icmp().options(&[1; 4]), &echo(8, b"x"))),
     ];
     // The sum passes through zero with a payload that makes it so.
@@ -232,7 +247,8 @@ fn local() -> Vec<Fixture> {
             .with(|tables| tables.config = Default::default()),
         sent("local delivery of a fragment", fragment, Deliver(PORT_A2)),
         sent("local delivery of options", options, Deliver(PORT_A2)),
-        sent("local delivery of a GSO packet", long(CONTAINER_A2, 3000), Deliver(PORT_A2)).gso(1400),
+        sent("local delivery of a GSO packet", long(CONTAINER_A2, 3000), Deliver(PORT_A2))
+            .gso(1400),
         sent("local delivery of 20 bytes of IPv4", to_a2[..34].to_vec(), Deliver(PORT_A2)),
     ]
 }
@@ -245,10 +261,7 @@ fn remote_fast() -> Vec<Fixture> {
     let to_b1 = datagram(CONTAINER_A1, CONTAINER_B1, b"x");
     let mut by_gateway = to_b1.clone();
     by_gateway[..6].copy_from_slice(&GATEWAY.mac);
-    let routed = Vxlan {
-        macs: (ROUTER.mac, HOST_A.mac),
-        ..Vxlan::new(HOST_A, HOST_E, VNI_BLUE)
-    };
+    let routed = Vxlan { macs: (ROUTER.mac, HOST_A.mac), ..Vxlan::new(HOST_A, HOST_E, VNI_BLUE) };
     let to_e1 = long(CONTAINER_E1, ROUTED_MTU - OUTER);
     let other_port = Vxlan { ports: (0, 8472), ..Vxlan::new(HOST_A, HOST_B, VNI_BLUE) };
     let tcp = tcp(CONTAINER_A1.address, CONTAINER_B1.address, (1000, 80), &[], b"GET /");
@@ -267,8 +280,18 @@ fn remote_fast() -> Vec<Fixture> {
         fast("UDP to another host", HOST_B, 0, to_b1.clone()),
         fast("TCP to another host", HOST_B, 0, tcp),
         fast("20 bytes of IPv4 to another host", HOST_B, 0, to_b1[..34].to_vec()),
-        fast("as long as the uplink's MTU allows", HOST_B, 0, long(CONTAINER_B1, UPLINK_MTU - OUTER)),
-        fast("DF inside is not copied", HOST_B, 0, with_header(CONTAINER_B1, header(CONTAINER_B1).fragment(0x4000))),
+        fast(
+            "as long as the uplink's MTU allows",
+            HOST_B,
+            0,
+            long(CONTAINER_B1, UPLINK_MTU - OUTER),
+        ),
+        fast(
+            "DF inside is not copied",
+            HOST_B,
+            0,
+            with_header(CONTAINER_B1, header(CONTAINER_B1).fragment(0x4000)),
+        ),
         fast("DSCP stays inside", HOST_B, 1, marked(CONTAINER_A1, CONTAINER_B1, 0xb9)),
         sent("by the gateway's MAC to another host", by_gateway, Encapsulate(UPLINK))
             .becomes(encapsulated(HOST_B, 0, &to_b1)),
@@ -314,22 +337,40 @@ fn remote_slow() -> Vec<Fixture> {
         slow("a first fragment", fragment(0x2000), Fragment),
         slow("a later fragment", fragment(0x2001), Fragment),
         slow("the last fragment", fragment(0x1fff), Fragment),
-        slow("options", with_header(CONTAINER_B1, header(CONTAINER_B1).options(&[1; 4])), IpOptions),
-        slow("40 bytes of options", with_header(CONTAINER_B1, header(CONTAINER_B1).options(&[1; 40])), IpOptions),
+        slow(
+            "options",
+            with_header(CONTAINER_B1, header(CONTAINER_B1).options(&[1; 4])),
+            IpOptions,
+        ),
+        slow(
+            "40 bytes of options",
+            with_header(CONTAINER_B1, header(CONTAINER_B1).options(&[1; 40])),
+            IpOptions,
+        ),
         slow("a neighbour not resolved yet", long(CONTAINER_C1, 100), NoNeighbour),
         slow("no route", long(CONTAINER_D1, 100), Fib),
         slow("to our own address", to_b1.clone(), Fib)
             .with(|tables| remote(tables, VNI_BLUE, CONTAINER_B1, HOST_A)),
-        slow("a byte longer than the uplink's MTU", long(CONTAINER_B1, UPLINK_MTU - OUTER + 1), FragmentationNeeded),
-        slow("a byte longer than the route's MTU", long(CONTAINER_E1, ROUTED_MTU - OUTER + 1), FragmentationNeeded),
+        slow(
+            "a byte longer than the uplink's MTU",
+            long(CONTAINER_B1, UPLINK_MTU - OUTER + 1),
+            FragmentationNeeded,
+        ),
+        slow(
+            "a byte longer than the route's MTU",
+            long(CONTAINER_E1, ROUTED_MTU - OUTER + 1),
+            FragmentationNeeded,
+        ),
         // A test run cannot say of what type a GSO packet is, so one that fits gets as far as the
         // kernel's refusal to resize it. That GSO is kept is shown by the net layer.
         slow("TCP segments that fit, of no known type", tcp.clone(), NoRoom).gso(room(20)),
         slow("TCP segments a byte too long", tcp.clone(), FragmentationNeeded).gso(room(20) + 1),
         slow("TCP options count for each segment", gso_tcp(&[1; 12]), NoRoom).gso(room(32)),
-        slow("TCP options make segments too long", gso_tcp(&[1; 12]), FragmentationNeeded).gso(room(32) + 1),
+        slow("TCP options make segments too long", gso_tcp(&[1; 12]), FragmentationNeeded)
+            .gso(room(32) + 1),
         slow("UDP segments that fit", long(CONTAINER_B1, 3000), NoRoom).gso(room(8)),
-        slow("UDP segments a byte too long", long(CONTAINER_B1, 3000), FragmentationNeeded).gso(room(8) + 1),
+        slow("UDP segments a byte too long", long(CONTAINER_B1, 3000), FragmentationNeeded)
+            .gso(room(8) + 1),
         slow("segments longer than IP can say", tcp.clone(), FragmentationNeeded).gso(0xffff),
         slow("a GSO packet without a TCP header", tcp[..46].to_vec(), NotLinear).gso(1000),
     ]

@@ -61,7 +61,11 @@ fn packets() -> Vec<Fixture> {
         received("a reassembled packet", large.clone(), Deliver(PORT_A1)),
         received("a GSO packet", large, Deliver(PORT_A1)).gso(1000),
         received("an inner MAC nobody has", elsewhere, Deliver(PORT_A1)).becomes(from_b1()),
-        received("CE, as the kernel merged it", marked(CONTAINER_B1, CONTAINER_A1, 3), Deliver(PORT_A1)),
+        received(
+            "CE, as the kernel merged it",
+            marked(CONTAINER_B1, CONTAINER_A1, 3),
+            Deliver(PORT_A1),
+        ),
         received("the other network", from_b4, Deliver(PORT_A4)).tunnel(VNI_RED, HOST_B, HOST_A),
         received("to another address of ours", from_b1(), Drop(WrongDestination))
             .tunnel(VNI_BLUE, HOST_B, HOST_C),
@@ -69,13 +73,20 @@ fn packets() -> Vec<Fixture> {
             .with(|tables| tables.config.vtep = [0; 16]),
         received("from an unknown VTEP", from_b1(), Drop(UnknownVtep))
             .tunnel(VNI_BLUE, INTRUDER, HOST_A),
-        received("in an unknown network", from_b1(), Drop(UnknownVni))
-            .tunnel(VNI_UNKNOWN, HOST_B, HOST_A),
+        received("in an unknown network", from_b1(), Drop(UnknownVni)).tunnel(
+            VNI_UNKNOWN,
+            HOST_B,
+            HOST_A,
+        ),
         received("in another network than its endpoint's", from_b1(), Drop(ForgedSource))
             .tunnel(VNI_RED, HOST_B, HOST_A),
         received("for another host's endpoint", from_b1(), Drop(ForgedSource))
             .tunnel(VNI_BLUE, HOST_C, HOST_A),
-        received("for an endpoint of ours", datagram(CONTAINER_A2, CONTAINER_A1, b"x"), Drop(ForgedSource)),
+        received(
+            "for an endpoint of ours",
+            datagram(CONTAINER_A2, CONTAINER_A1, b"x"),
+            Drop(ForgedSource),
+        ),
         received("to an endpoint elsewhere", to(CONTAINER_C1.address), Drop(NotLocal)),
         received("to nobody", to(NOBODY.address), Drop(NotLocal)),
         received("to the gateway", to(GATEWAY.address), Drop(NotLocal)),
@@ -98,7 +109,8 @@ fn arp_requests() -> Vec<Fixture> {
         ethernet(BROADCAST, sender.mac, ARP, &arp(1, sender, target))
     };
     let request = asks(CONTAINER_B1, CONTAINER_A1);
-    let reply = ethernet(CONTAINER_B1.mac, CONTAINER_A1.mac, ARP, &arp(2, CONTAINER_A1, CONTAINER_B1));
+    let reply =
+        ethernet(CONTAINER_B1.mac, CONTAINER_A1.mac, ARP, &arp(2, CONTAINER_A1, CONTAINER_B1));
     let answer = Answered(Answer::Arp, OVERLAY);
     let dropped = |name: &str, packet: Vec<u8>, reason| received(name, packet, Drop(reason));
     let not_ours = ethernet(BROADCAST, CONTAINER_B1.mac, ARP, &arp(2, CONTAINER_B1, CONTAINER_A1));
@@ -108,15 +120,26 @@ fn arp_requests() -> Vec<Fixture> {
         dropped("ARP for an endpoint elsewhere", asks(CONTAINER_B1, CONTAINER_C1), ArpUnanswered),
         dropped("ARP for nobody", asks(CONTAINER_B1, NOBODY), ArpUnanswered),
         dropped("ARP for the gateway", asks(CONTAINER_B1, GATEWAY), ArpUnanswered),
-        dropped("ARP for an endpoint of another network", asks(CONTAINER_B1, CONTAINER_A4), ArpUnanswered),
+        dropped(
+            "ARP for an endpoint of another network",
+            asks(CONTAINER_B1, CONTAINER_A4),
+            ArpUnanswered,
+        ),
         dropped("an ARP reply", not_ours, ArpUnanswered),
         dropped("ARP for another host's endpoint", asks(CONTAINER_C1, CONTAINER_A1), ForgedSource),
         dropped("ARP for an endpoint of ours", asks(CONTAINER_A2, CONTAINER_A1), ForgedSource),
-        dropped("an ARP probe, which nobody can be trusted with", asks(probe, CONTAINER_A1), ForgedSource),
+        dropped(
+            "an ARP probe, which nobody can be trusted with",
+            asks(probe, CONTAINER_A1),
+            ForgedSource,
+        ),
         dropped("ARP from an unknown VTEP", request.clone(), UnknownVtep)
             .tunnel(VNI_BLUE, INTRUDER, HOST_A),
-        dropped("ARP in an unknown network", request.clone(), UnknownVni)
-            .tunnel(VNI_UNKNOWN, HOST_B, HOST_A),
+        dropped("ARP in an unknown network", request.clone(), UnknownVni).tunnel(
+            VNI_UNKNOWN,
+            HOST_B,
+            HOST_A,
+        ),
         dropped("ARP to another address of ours", request.clone(), WrongDestination)
             .tunnel(VNI_BLUE, HOST_B, HOST_C),
     ];

@@ -61,10 +61,20 @@ fn deliveries(program: Program) -> Vec<Fixture> {
     vec![
         delivered("a packet for a local endpoint", blue(), from_b1(), PORT_A1),
         delivered("by way of a router", routed, from_b1(), PORT_A1),
-        delivered("any source port", Vxlan { ports: (1, VXLAN_PORT), ..blue() }, from_b1(), PORT_A1),
+        delivered(
+            "any source port",
+            Vxlan { ports: (1, VXLAN_PORT), ..blue() },
+            from_b1(),
+            PORT_A1,
+        ),
         delivered("20 bytes of IPv4", blue(), from_b1()[..34].to_vec(), PORT_A1),
         delivered("a long packet", blue(), large, PORT_A1),
-        delivered("an inner fragment", blue(), inner(CONTAINER_A1, &ip().fragment(0x2000)), PORT_A1),
+        delivered(
+            "an inner fragment",
+            blue(),
+            inner(CONTAINER_A1, &ip().fragment(0x2000)),
+            PORT_A1,
+        ),
         delivered("inner options", blue(), inner(CONTAINER_A1, &ip().options(&[1; 8])), PORT_A1),
         delivered(
             "the other network",
@@ -72,7 +82,12 @@ fn deliveries(program: Program) -> Vec<Fixture> {
             datagram(CONTAINER_B4, CONTAINER_A4, b"x"),
             PORT_A4,
         ),
-        delivered("outer DF", Vxlan { ip: blue().ip.fragment(0x4000), ..blue() }, from_b1(), PORT_A1),
+        delivered(
+            "outer DF",
+            Vxlan { ip: blue().ip.fragment(0x4000), ..blue() },
+            from_b1(),
+            PORT_A1,
+        ),
         received(program, "an inner MAC nobody has", blue().build(&elsewhere), Deliver(PORT_A1))
             .becomes(from_b1()),
         delivered("our own VXLAN port", other_port, from_b1(), PORT_A1)
@@ -81,9 +96,8 @@ fn deliveries(program: Program) -> Vec<Fixture> {
 }
 
 fn trust(program: Program) -> Vec<Fixture> {
-    let dropped = |name: &str, packet: Vec<u8>, reason| {
-        received(program, name, packet, Drop(reason))
-    };
+    let dropped =
+        |name: &str, packet: Vec<u8>, reason| received(program, name, packet, Drop(reason));
     let sent_by = |from: Party, packet: &[u8]| Vxlan::new(from, HOST_A, VNI_BLUE).build(packet);
     let ip = |to: Address| Ipv4::new(CONTAINER_B1.address, to, UDP);
     let to = |address: Address| blue().build(&inner(CONTAINER_A1, &ip(address)));
@@ -94,19 +108,47 @@ fn trust(program: Program) -> Vec<Fixture> {
     };
     let mut all = vec![
         dropped("from an unknown VTEP", sent_by(INTRUDER, &from_b1()), UnknownVtep),
-        dropped("from a VTEP that was removed", sent_by(HOST_B, &from_b1()), UnknownVtep).with(|tables| {
-            tables.hosts.remove(&ovnet_common::abi::mapped(HOST_B.address));
-            tables.endpoints.retain(|key, _| key.address != ovnet_common::abi::mapped(CONTAINER_B1.address));
-        }),
-        dropped("from an unknown VTEP in an unknown network", Vxlan::new(INTRUDER, HOST_A, VNI_UNKNOWN).build(&from_b1()), UnknownVtep),
-        dropped("in an unknown network", Vxlan::new(HOST_B, HOST_A, VNI_UNKNOWN).build(&from_b1()), UnknownVni),
+        dropped("from a VTEP that was removed", sent_by(HOST_B, &from_b1()), UnknownVtep).with(
+            |tables| {
+                tables.hosts.remove(&ovnet_common::abi::mapped(HOST_B.address));
+                tables.endpoints.retain(|key, _| {
+                    key.address != ovnet_common::abi::mapped(CONTAINER_B1.address)
+                });
+            },
+        ),
+        dropped(
+            "from an unknown VTEP in an unknown network",
+            Vxlan::new(INTRUDER, HOST_A, VNI_UNKNOWN).build(&from_b1()),
+            UnknownVtep,
+        ),
+        dropped(
+            "in an unknown network",
+            Vxlan::new(HOST_B, HOST_A, VNI_UNKNOWN).build(&from_b1()),
+            UnknownVni,
+        ),
         dropped("in VNI 0", Vxlan::new(HOST_B, HOST_A, 0).build(&from_b1()), UnknownVni),
-        dropped("in another network than its endpoint's", Vxlan::new(HOST_B, HOST_A, VNI_RED).build(&from_b1()), ForgedSource),
+        dropped(
+            "in another network than its endpoint's",
+            Vxlan::new(HOST_B, HOST_A, VNI_RED).build(&from_b1()),
+            ForgedSource,
+        ),
         dropped("for another host's endpoint", sent_by(HOST_C, &from_b1()), ForgedSource),
-        dropped("for an endpoint of ours", sent_by(HOST_B, &datagram(CONTAINER_A2, CONTAINER_A1, b"x")), ForgedSource),
-        dropped("from our own address", sent_by(HOST_A, &datagram(CONTAINER_A2, CONTAINER_A1, b"x")), ForgedSource),
+        dropped(
+            "for an endpoint of ours",
+            sent_by(HOST_B, &datagram(CONTAINER_A2, CONTAINER_A1, b"x")),
+            ForgedSource,
+        ),
+        dropped(
+            "from our own address",
+            sent_by(HOST_A, &datagram(CONTAINER_A2, CONTAINER_A1, b"x")),
+            ForgedSource,
+        ),
         dropped("for nobody", sent_by(HOST_B, &datagram(NOBODY, CONTAINER_A1, b"x")), ForgedSource),
-        dropped("for the gateway", sent_by(HOST_B, &datagram(GATEWAY, CONTAINER_A1, b"x")), ForgedSource),
+        dropped(
+            "for the gateway",
+            sent_by(HOST_B, &datagram(GATEWAY, CONTAINER_A1, b"x")),
+            ForgedSource,
+        ),
         dropped("to an endpoint elsewhere", to(CONTAINER_C1.address), NotLocal),
         dropped("back to where it came from", to(CONTAINER_B1.address), NotLocal),
         dropped("to nobody", to(NOBODY.address), NotLocal),
@@ -122,7 +164,11 @@ fn trust(program: Program) -> Vec<Fixture> {
         dropped("inner IP version 6", replaced(64, 0x65), BadIpHeader),
         dropped("inner header of four words", replaced(64, 0x44), BadIpHeader),
         dropped("inner header of no words", replaced(64, 0x40), BadIpHeader),
-        dropped("VXLAN in VXLAN to ourselves", blue().build(&blue().build(&from_b1())), ForgedSource),
+        dropped(
+            "VXLAN in VXLAN to ourselves",
+            blue().build(&blue().build(&from_b1())),
+            ForgedSource,
+        ),
     ];
     for at in [42, 43, 44, 45, 49] {
         for bit in 0..8 {
@@ -153,15 +199,30 @@ fn passes(program: Program) -> Vec<Fixture> {
         passed("ICMP to us", frame(IPV4, &to_us(ICMP).build(&echo(8, b"x")))),
         passed("GRE to us", outer(gre)),
         passed("another UDP port", Vxlan { ports: (VXLAN_PORT, 53), ..blue() }.build(&from_b1())),
-        passed("another destination address", outer(Ipv4 { destination: HOST_C.address, ..blue().ip })),
+        passed(
+            "another destination address",
+            outer(Ipv4 { destination: HOST_C.address, ..blue().ip }),
+        ),
         passed("a first outer fragment", outer(blue().ip.fragment(0x2000))),
         passed("a later outer fragment", outer(blue().ip.fragment(0x00b9))),
         passed("outer options", outer(blue().ip.options(&[1; 4]))),
-        passed("an outer UDP checksum", Vxlan { udp_checksum: [0x12, 0x34], ..blue() }.build(&from_b1())),
-        passed("half an outer UDP checksum", Vxlan { udp_checksum: [0, 0x34], ..blue() }.build(&from_b1())),
-        passed("another outer UDP checksum", Vxlan { udp_checksum: [0x12, 0], ..blue() }.build(&from_b1())),
+        passed(
+            "an outer UDP checksum",
+            Vxlan { udp_checksum: [0x12, 0x34], ..blue() }.build(&from_b1()),
+        ),
+        passed(
+            "half an outer UDP checksum",
+            Vxlan { udp_checksum: [0, 0x34], ..blue() }.build(&from_b1()),
+        ),
+        passed(
+            "another outer UDP checksum",
+            Vxlan { udp_checksum: [0x12, 0], ..blue() }.build(&from_b1()),
+        ),
         passed("ARP inside", blue().build(&asks)),
-        passed("ARP inside from an unknown VTEP", Vxlan::new(INTRUDER, HOST_A, VNI_BLUE).build(&asks)),
+        passed(
+            "ARP inside from an unknown VTEP",
+            Vxlan::new(INTRUDER, HOST_A, VNI_BLUE).build(&asks),
+        ),
         passed("outer ARP", frame(ARP, &arp(1, HOST_B, HOST_A))),
         passed("IPv6", frame(0x86dd, &blue().build(&from_b1())[14..])),
         passed("802.3", frame(100, &blue().build(&from_b1())[14..])),
@@ -174,8 +235,11 @@ fn passes(program: Program) -> Vec<Fixture> {
             .with(|tables| tables.config.vtep = [0; 16]),
         passed("VXLAN while nothing is configured", blue().build(&from_b1()))
             .with(|tables| tables.config = Default::default()),
-        passed("VXLAN to 0.0.0.0 while nothing is configured", outer(Ipv4 { destination: [0; 4], ..blue().ip }))
-            .with(|tables| tables.config = Default::default()),
+        passed(
+            "VXLAN to 0.0.0.0 while nothing is configured",
+            outer(Ipv4 { destination: [0; 4], ..blue().ip }),
+        )
+        .with(|tables| tables.config = Default::default()),
         passed("VXLAN on another port than ours", blue().build(&from_b1()))
             .with(|tables| tables.config.vxlan_port_be = 8472u16.to_be()),
     ]
@@ -216,8 +280,11 @@ fn congestion(program: Program) -> Vec<Fixture> {
             let name = format!("ECN {inner:02b} in {outer:02b}");
             all.push(match result {
                 None => received(program, &name, frame, Drop(EcnInvalid)),
-                Some(ecn) => received(program, &name, frame, Deliver(PORT_A1))
-                    .becomes(marked(CONTAINER_B1, CONTAINER_A1, 0xb8 | ecn)),
+                Some(ecn) => received(program, &name, frame, Deliver(PORT_A1)).becomes(marked(
+                    CONTAINER_B1,
+                    CONTAINER_A1,
+                    0xb8 | ecn,
+                )),
             });
         }
     }
@@ -232,10 +299,20 @@ fn only_uplink() -> Vec<Fixture> {
         uplink("a frame for another MAC", other_mac.build(&from_b1()), Pass),
         uplink("a broadcast frame", broadcast.build(&from_b1()), Pass),
         // Which type of GSO it is a test run cannot say, and without one the kernel refuses.
-        uplink("a packet the kernel does not shrink", blue().build(&from_b1()), Drop(DecapFailed)).gso(1000),
-        uplink("a forged packet of GSO", blue().build(&datagram(NOBODY, CONTAINER_A1, b"x")), Drop(ForgedSource)).gso(1000),
-        uplink("an endpoint that moved to another host", blue().build(&from_b1()), Drop(ForgedSource))
-            .with(|tables| remote(tables, VNI_BLUE, CONTAINER_B1, HOST_C)),
+        uplink("a packet the kernel does not shrink", blue().build(&from_b1()), Drop(DecapFailed))
+            .gso(1000),
+        uplink(
+            "a forged packet of GSO",
+            blue().build(&datagram(NOBODY, CONTAINER_A1, b"x")),
+            Drop(ForgedSource),
+        )
+        .gso(1000),
+        uplink(
+            "an endpoint that moved to another host",
+            blue().build(&from_b1()),
+            Drop(ForgedSource),
+        )
+        .with(|tables| remote(tables, VNI_BLUE, CONTAINER_B1, HOST_C)),
     ]
 }
 
