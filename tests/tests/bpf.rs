@@ -10,6 +10,7 @@
 
 mod bpf {
     mod coverage;
+    mod encapsulate;
     mod events;
     mod from_container;
     mod from_overlay;

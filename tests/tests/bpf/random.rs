@@ -136,8 +136,8 @@ fn input(random: &mut Random, program: Program, corpus: &[Vec<u8>], words: &[Vec
     let gso = random.one_in(8);
     match program {
         Program::FromContainer => {
-            let ports = [PORT_A1, PORT_A1, PORT_A1, PORT_A2, PORT_A3, PORT_A4, PORT_UNKNOWN];
-            input.ifindex = random.pick(&ports);
+            let ports = [PORT_A1, PORT_A2, PORT_A3, PORT_A4, PORT_UNKNOWN];
+            input.ifindex = if random.one_in(8) { random.pick(&ports) } else { PORT_A1 };
             input.gso_size = if gso { 1 + u32::from(random.byte()) * 8 } else { 0 };
         }
         Program::FromUplink => input.gso_size = if gso { 1000 } else { 0 },
@@ -157,10 +157,14 @@ fn check(bench: &mut Bench, program: Program, fixtures: Vec<Fixture>) {
     let seed = seed();
     println!("{}: OVNET_SEED={seed}", program.name());
     let mut random = Random(seed);
-    // Packets of the MTU's size are for the tables; short ones make the runs short.
+    // Packets of the MTU's size are for the tables; short ones make the runs short. What is cut
+    // off comes of mutation.
     let corpus: Vec<Vec<u8>> = fixtures
         .into_iter()
         .filter(|fixture| fixture.input.program == program && fixture.input.packet.len() < 400)
+        .filter(|fixture| {
+            !["cut off", "VXLAN byte", "VNI bit"].iter().any(|it| fixture.name.contains(it))
+        })
         .map(|fixture| fixture.input.packet)
         .collect();
     let (tables, words) = (world(), words());
