@@ -63,6 +63,8 @@ pub struct Input {
     pub gso_size: u32,
     /// What the kernel's vxlan device found outside, for `from_overlay`.
     pub tunnel_key: Option<TunnelKey>,
+    /// VLAN tag the kernel found on the packet, 0 where there was none.
+    pub vlan: u16,
     /// The frame, at least 14 bytes.
     pub packet: Vec<u8>,
     /// How often the program runs, each time on what the time before left.
@@ -208,7 +210,7 @@ impl Bench {
                 let program: &mut Xdp = program.try_into().unwrap();
                 syscall::test_run(program.fd().unwrap().as_fd(), packet, &[], *repeat)
             }
-            _ if cut || input.tunnel_key.is_some() => {
+            _ if cut || input.vlan != 0 || input.tunnel_key.is_some() => {
                 let mut packet = packet.clone();
                 packet.resize(packet.len().max(minimum), 0);
                 syscall::test_run(self.preludes[program].program(), &packet, &context, *repeat)
@@ -256,6 +258,7 @@ fn context(input: &Input) -> [u8; 192] {
     let mut context = [0; 192];
     set(&mut context, IFINDEX, input.ifindex);
     set(&mut context, GSO_SIZE, input.gso_size);
+    set(&mut context, Prelude::VLAN, input.vlan.into());
     if let Some(TunnelKey { vni, remote, local }) = input.tunnel_key {
         set(&mut context, Prelude::KEY, vni);
         // bpf_skb_get_tunnel_key() calls the sender `remote`, bpf_skb_set_tunnel_key() the

@@ -59,7 +59,8 @@ impl Fixture {
         verdict: Verdict,
     ) -> Self {
         let output = packet.clone();
-        let input = Input { program, ifindex, gso_size: 0, tunnel_key: None, packet, repeat: 1 };
+        let input =
+            Input { program, ifindex, gso_size: 0, tunnel_key: None, vlan: 0, packet, repeat: 1 };
         Self {
             name: format!("{}: {name}", program.name()),
             tables: world(),
@@ -77,6 +78,12 @@ impl Fixture {
     /// The same as a GSO packet.
     pub fn gso(mut self, size: u32) -> Self {
         self.input.gso_size = size;
+        self
+    }
+
+    /// The same with a VLAN tag.
+    pub fn vlan(mut self, tag: u16) -> Self {
+        self.input.vlan = tag;
         self
     }
 
@@ -281,5 +288,5 @@ pub fn assert_same(name: &str, verdict: Verdict, expected: &[u8], found: &[u8]) 
 
 /// An input by the uplink, as from_uplink and uplink_xdp get it.
 pub fn from_wire(program: Program, packet: Vec<u8>) -> Input {
-    Input { program, ifindex: UPLINK, gso_size: 0, tunnel_key: None, packet, repeat: 1 }
+    Input { program, ifindex: UPLINK, gso_size: 0, tunnel_key: None, vlan: 0, packet, repeat: 1 }
 }

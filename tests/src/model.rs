@@ -22,7 +22,7 @@ pub fn predict(tables: &Tables, input: &Input) -> (Verdict, Vec<u8>) {
         Program::FromContainer => from_container(tables, input, &mut frame),
         Program::FromOverlay => from_overlay(tables, input, &mut frame),
         Program::FromUplink => {
-            let for_us = bytes::<6>(&frame, 0) == Some(HOST_A.mac);
+            let for_us = bytes::<6>(&frame, 0) == Some(HOST_A.mac) && input.vlan == 0;
             match for_us {
                 true => from_wire(tables, &mut frame, input.gso_size != 0),
                 false => Ok(Verdict::Pass),
@@ -39,6 +39,7 @@ fn from_container(tables: &Tables, input: &Input, frame: &mut Vec<u8>) -> Result
         return Err(Drop::SpoofedMac);
     }
     match word(frame, 12) {
+        _ if input.vlan != 0 => return Err(Drop::EtherType),
         Some(0x0800) => {}
         Some(0x0806) => return container_asks(tables, input.ifindex, frame),
         _ => return Err(Drop::EtherType),
@@ -233,6 +234,9 @@ fn from_overlay(tables: &Tables, input: &Input, frame: &mut [u8]) -> Result<Verd
     let key = input.tunnel_key.ok_or(Drop::TunnelKey)?;
     if mapped(key.local) != tables.config.vtep {
         return Err(Drop::WrongDestination);
+    }
+    if input.vlan != 0 {
+        return Err(Drop::EtherType);
     }
     if frame.len() < 34 {
         return Err(Drop::Truncated);

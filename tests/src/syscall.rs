@@ -104,8 +104,9 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// A TC program in front of another one, which makes of the packet what BPF_PROG_TEST_RUN itself
-/// cannot: it gives it a tunnel key, as the kernel's vxlan device does, and cuts it off, since a
-/// test run refuses an IPv4 packet shorter than its header.
+/// cannot: it gives it a tunnel key, as the kernel's vxlan device does, or a VLAN tag beside it, as
+/// the kernel does with an 802.1Q header, and cuts it off, since a test run refuses an IPv4 packet
+/// shorter than its header.
 #[derive(Debug)]
 pub struct Prelude {
     program: OwnedFd,
@@ -141,6 +142,8 @@ impl Prelude {
     pub const KEY: usize = 48;
     /// Offset of the length to cut the packet off at; not cut where it is zero.
     pub const LENGTH: usize = 60;
+    /// Offset of the VLAN tag; none where it is zero.
+    pub const VLAN: usize = 64;
 
     /// Loads the program in front of `target`.
     pub fn before(target: BorrowedFd<'_>) -> io::Result<Self> {
@@ -170,6 +173,12 @@ impl Prelude {
             instruction(0xb7, 4, 0, 0, 0),
             instruction(0x85, 0, 0, 0, 21), // bpf_skb_set_tunnel_key
         ]);
+        let tag = [
+            instruction(0xbf, 3, 2, 0, 0),
+            instruction(0xbf, 1, 6, 0, 0),
+            instruction(0xb7, 2, 0, 0, 0),  // 802.1Q
+            instruction(0x85, 0, 0, 0, 18), // bpf_skb_vlan_push
+        ];
         let cut = [
             instruction(0xbf, 1, 6, 0, 0),
             instruction(0xb7, 3, 0, 0, 0),
@@ -182,6 +191,9 @@ impl Prelude {
         code.push(instruction(0x61, 2, 6, 48, 0)); // r2 = VNI
         code.push(skip(set_key.len()));
         code.extend(set_key);
+        code.push(instruction(0x61, 2, 6, 64, 0)); // r2 = VLAN tag
+        code.push(skip(tag.len()));
+        code.extend(tag);
         code.push(instruction(0x61, 2, 6, 60, 0)); // r2 = length
         code.push(skip(cut.len()));
         code.extend(cut);

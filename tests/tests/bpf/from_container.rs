@@ -72,6 +72,19 @@ fn checks() -> Vec<Fixture> {
         sent("a MAC one bit off", other(11, CONTAINER_A1.mac[5] ^ 1), Drop(SpoofedMac)),
         sent("no IPv4 but IPv6", other(12, 0x86), Drop(EtherType)),
         sent("VLAN tag", ethernet(BROADCAST, CONTAINER_A1.mac, 0x8100, &good), Drop(EtherType)),
+        sent("VLAN tag beside the packet", good.clone(), Drop(EtherType)).vlan(5),
+        sent(
+            "VLAN tag to a neighbour",
+            datagram(CONTAINER_A1, CONTAINER_A2, b"x"),
+            Drop(EtherType),
+        )
+        .vlan(5),
+        sent(
+            "ARP with a VLAN tag",
+            ethernet(BROADCAST, CONTAINER_A1.mac, ARP, &arp(1, CONTAINER_A1, CONTAINER_A2)),
+            Drop(EtherType),
+        )
+        .vlan(5),
         sent("802.3 length", ethernet(BROADCAST, CONTAINER_A1.mac, 60, &good), Drop(EtherType)),
         sent("IPv6 after an IPv4 ethertype", other(14, 0x65), Drop(BadIpHeader)),
         sent("header length of four words", other(14, 0x44), Drop(BadIpHeader)),

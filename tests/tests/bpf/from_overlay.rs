@@ -92,6 +92,7 @@ fn packets() -> Vec<Fixture> {
         received("to the gateway", to(GATEWAY.address), Drop(NotLocal)),
         received("to mDNS", to([224, 0, 0, 251]), Drop(Multicast)),
         received("to limited broadcast", to([255; 4]), Drop(Multicast)),
+        received("a VLAN tag inside", from_b1(), Drop(EtherType)).vlan(5),
         received("IPv6", replaced(12, 0x86), Drop(EtherType)),
         received("IP version 6", replaced(14, 0x65), Drop(BadIpHeader)),
         received("a header of four words", replaced(14, 0x44), Drop(BadIpHeader)),

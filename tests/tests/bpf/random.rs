@@ -134,6 +134,10 @@ fn input(random: &mut Random, program: Program, corpus: &[Vec<u8>], words: &[Vec
     mutate(random, &mut packet, words);
     let mut input = ovnet_tests::fixture::from_wire(program, packet);
     let gso = random.one_in(8);
+    input.vlan = match program {
+        Program::UplinkXdp => 0,
+        _ => u16::from(random.one_in(30)) * 5,
+    };
     match program {
         Program::FromContainer => {
             let ports = [PORT_A1, PORT_A2, PORT_A3, PORT_A4, PORT_UNKNOWN];

@@ -297,6 +297,7 @@ fn only_uplink() -> Vec<Fixture> {
     let broadcast = Vxlan { macs: (BROADCAST, HOST_B.mac), ..blue() };
     vec![
         uplink("a frame for another MAC", other_mac.build(&from_b1()), Pass),
+        uplink("a frame of another VLAN", blue().build(&from_b1()), Pass).vlan(5),
         uplink("a broadcast frame", broadcast.build(&from_b1()), Pass),
         // Which type of GSO it is a test run cannot say, and without one the kernel refuses.
         uplink("a packet the kernel does not shrink", blue().build(&from_b1()), Drop(DecapFailed))
