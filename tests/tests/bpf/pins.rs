@@ -72,13 +72,15 @@ fn a_pinned_map_of_another_shape_is_made_again() {
     const HASH: u32 = 1;
     const ARRAY: u32 = 2;
     let value = u32::try_from(size_of::<HostValue>()).unwrap();
-    for (what, kind, key, value, entries) in [
+    let shapes = [
         ("type", ARRAY, 4, value, MAX_HOSTS),
         ("key", HASH, 8, value, MAX_HOSTS),
         ("value", HASH, 16, value + 4, MAX_HOSTS),
         ("capacity", HASH, 16, value, 4),
-    ] {
-        with_bpffs("a_pinned_map_of_another_shape_is_made_again", |folder| {
+    ];
+    with_bpffs("a_pinned_map_of_another_shape_is_made_again", |bpffs| {
+        for (what, kind, key, value, entries) in shapes {
+            let folder = &bpffs.join(what);
             drop(load(folder));
             let path = pin(folder, map::HOSTS);
             let others = |name: &&str| *name != map::HOSTS;
@@ -105,8 +107,8 @@ fn a_pinned_map_of_another_shape_is_made_again() {
             }
             assert_eq!(datapath.maps().read().unwrap().hosts, world().hosts, "{what}");
             assert_eq!(ids(), before, "{what}: the other maps stay");
-        });
-    }
+        }
+    });
 }
 
 #[test]
