@@ -202,7 +202,7 @@ pub struct PortValue {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PortCounters {
-    /// Packets the container sent that were delivered or encapsulated.
+    /// Packets the container sent that were not dropped, those answered in place among them.
     pub tx_packets: u64,
     /// Their bytes.
     pub tx_bytes: u64,

@@ -103,7 +103,7 @@ numbered! {
         SpoofedMac = 34, "spoofed-mac";
         /// A container sent from an address that is not its endpoint's: spoofing, or routing inside.
         SpoofedAddress = 35, "spoofed-address";
-        /// Neither IPv4 nor ARP. IPv6 inside networks is not there yet.
+        /// Neither IPv4 nor ARP, or with a VLAN tag. IPv6 inside networks is not there yet.
         EtherType = 36, "ethertype";
         /// Not IPv4 after an IPv4 ethertype, or a header length under 20 bytes.
         BadIpHeader = 37, "bad-ip-header";

@@ -9,7 +9,7 @@ use ovnet_common::{
 
 use crate::{
     arp, encapsulate, gateway, maps,
-    parse::{Ethernet, Frame, Ipv4},
+    parse::{Ethernet, Frame, Ipv4, is_tagged},
 };
 
 /// Decides about a packet that came in by a host-side veth.
@@ -27,6 +27,10 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     // every check on the far side (invariant 4).
     if eth.source != port.mac {
         return Verdict::Drop(DropReason::SpoofedMac);
+    }
+    // A container that sends a tag would choose the VLAN its packets cross our wire in.
+    if is_tagged(ctx) {
+        return Verdict::Drop(DropReason::EtherType);
     }
     match eth.ethertype {
         ethernet::IPV4 => {}
@@ -68,7 +72,7 @@ fn nobody(ctx: &TcContext, ifindex: u32, vni: u32, ip: &Ipv4) -> Verdict {
     }
     match maps::network(vni) {
         Some(network) if network.gateway == mapped(ip.destination) => {
-            gateway::answer(ctx, ifindex, ip)
+            gateway::answer(ctx, ifindex, ip, network)
         }
         _ => Verdict::Drop(DropReason::NoEndpoint),
     }

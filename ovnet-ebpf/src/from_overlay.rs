@@ -18,7 +18,7 @@ use ovnet_common::{
 
 use crate::{
     arp, maps,
-    parse::Frame,
+    parse::{Frame, is_tagged},
     trust::{self, Inner},
 };
 
@@ -42,6 +42,9 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     };
     if local.to_be_bytes() != unmapped(&config.vtep) {
         return Err(DropReason::WrongDestination);
+    }
+    if is_tagged(ctx) {
+        return Err(DropReason::EtherType);
     }
     // An ARP packet is longer than this too.
     let frame = Frame::tc_pulled(ctx, ethernet::LEN + ipv4::LEN).ok_or(DropReason::Truncated)?;

@@ -19,7 +19,7 @@ use ovnet_common::{
 use crate::{
     finish::PACKET_HOST,
     maps,
-    parse::{Ethernet, Frame, Ipv4},
+    parse::{Ethernet, Frame, Ipv4, is_tagged},
     trust::{self, Inner, Outer},
 };
 
@@ -46,6 +46,10 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     // SAFETY: the context is the one the kernel gave us.
     let (protocol, pkt_type) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).pkt_type) };
     if protocol != u32::from(ethernet::IPV4.to_be()) || pkt_type != PACKET_HOST {
+        return Ok(Verdict::Pass);
+    }
+    // Somebody else's VLAN on the same wire: the kernel has an interface for it, or drops it.
+    if is_tagged(ctx) {
         return Ok(Verdict::Pass);
     }
     let length = ctx.len() as usize;

@@ -75,6 +75,15 @@ impl Frame {
     }
 }
 
+/// Whether the packet has a VLAN tag, which is no part of its bytes: the kernel takes an 802.1Q
+/// header off before TC ingress and keeps the tag beside the packet, where it survives every
+/// redirection and is put back on the way out.
+#[inline(always)]
+pub(crate) fn is_tagged(ctx: &TcContext) -> bool {
+    // SAFETY: the context is the one the kernel gave us.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
 /// An Ethernet header.
 #[derive(Clone, Copy)]
 pub(crate) struct Ethernet {

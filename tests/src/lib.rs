@@ -1,3 +1,10 @@
 //! What the tests share.
 
+pub mod bpf;
+pub mod compare;
 pub mod consul;
+pub mod fixture;
+pub mod model;
+pub mod packet;
+pub mod privilege;
+pub mod syscall;

@@ -1,0 +1,387 @@
+//! The rules the programs follow, written a second time as plainly as they can be said, over byte
+//! slices and without helpers. Random packets are checked against it.
+
+use ovnet_agent::datapath::Tables;
+use ovnet_common::{
+    abi::{EndpointKey, EndpointValue, NetworkValue, Program, mapped},
+    verdict::{Answer, DropReason as Drop, SlowReason as Slow, Verdict},
+};
+
+use crate::{
+    bpf::{Input, PORT_A1, PORT_A2, PORT_A4, PORT_UNKNOWN, UPLINK},
+    packet::{
+        Address, HOST_A, HOST_B, HOST_C, HOST_E, Ipv4, Mac, OUTER, ROUTED_MTU, ROUTER, UDP,
+        UPLINK_MTU, Vxlan, checksum,
+    },
+};
+
+/// The verdict, and the frame afterwards, outer identification and source port being arbitrary.
+pub fn predict(tables: &Tables, input: &Input) -> (Verdict, Vec<u8>) {
+    let mut frame = input.packet.clone();
+    let result = match input.program {
+        Program::FromContainer => from_container(tables, input, &mut frame),
+        Program::FromOverlay => from_overlay(tables, input, &mut frame),
+        Program::FromUplink => {
+            let for_us = bytes::<6>(&frame, 0) == Some(HOST_A.mac) && input.vlan == 0;
+            match for_us {
+                true => from_wire(tables, &mut frame, input.gso_size != 0),
+                false => Ok(Verdict::Pass),
+            }
+        }
+        Program::UplinkXdp => from_wire(tables, &mut frame, false),
+    };
+    (result.unwrap_or_else(Verdict::Drop), frame)
+}
+
+fn from_container(tables: &Tables, input: &Input, frame: &mut Vec<u8>) -> Result<Verdict, Drop> {
+    let port = tables.ports.get(&input.ifindex).ok_or(Drop::UnknownPort)?;
+    if bytes(frame, 6) != Some(port.mac) {
+        return Err(Drop::SpoofedMac);
+    }
+    match word(frame, 12) {
+        _ if input.vlan != 0 => return Err(Drop::EtherType),
+        Some(0x0800) => {}
+        Some(0x0806) => return container_asks(tables, input.ifindex, frame),
+        _ => return Err(Drop::EtherType),
+    }
+    let ip = Header::read(frame, 14).ok_or(Drop::Truncated)??;
+    if mapped(ip.source) != port.address {
+        return Err(Drop::SpoofedAddress);
+    }
+    match endpoint(tables, port.vni, ip.destination) {
+        Some(local) if local.ifindex != 0 => {
+            frame[..6].copy_from_slice(&local.mac);
+            Ok(Verdict::Deliver(local.ifindex))
+        }
+        Some(remote) => encapsulate(tables, input, frame, port.vni, &ip, remote),
+        None if ip.destination[0] >= 224 => Err(Drop::Multicast),
+        None => match tables.networks.get(&port.vni) {
+            Some(network) if network.gateway == mapped(ip.destination) => {
+                gateway(input.ifindex, frame, &ip, network)
+            }
+            _ => Err(Drop::NoEndpoint),
+        },
+    }
+}
+
+fn container_asks(tables: &Tables, ifindex: u32, frame: &mut [u8]) -> Result<Verdict, Drop> {
+    let port = &tables.ports[&ifindex];
+    let request = Request::read(frame)?;
+    if request.sender_mac != port.mac {
+        return Err(Drop::SpoofedMac);
+    }
+    let claims = request.sender != [0; 4];
+    if claims && mapped(request.sender) != port.address {
+        return Err(Drop::SpoofedAddress);
+    }
+    if mapped(request.target) == port.address {
+        return Err(Drop::ArpUnanswered);
+    }
+    let gateway = tables.networks.get(&port.vni);
+    let gateway = gateway.filter(|network| network.gateway == mapped(request.target));
+    let mac = match endpoint(tables, port.vni, request.target) {
+        Some(endpoint) => endpoint.mac,
+        None => gateway.ok_or(Drop::ArpUnanswered)?.gateway_mac,
+    };
+    request.answer(frame, mac);
+    Ok(Verdict::Answer(Answer::Arp, ifindex))
+}
+
+fn gateway(
+    ifindex: u32,
+    frame: &mut [u8],
+    ip: &Header,
+    network: &NetworkValue,
+) -> Result<Verdict, Drop> {
+    if ip.protocol != 1 || ip.version_ihl != 0x45 || ip.is_fragment() {
+        return Err(Drop::ToGateway);
+    }
+    if frame.len() < 42 {
+        return Err(Drop::Truncated);
+    }
+    if frame[34] != 8 {
+        return Err(Drop::ToGateway);
+    }
+    frame.copy_within(6..12, 0);
+    frame[6..12].copy_from_slice(&network.gateway_mac);
+    frame[26..30].copy_from_slice(&ip.destination);
+    frame[30..34].copy_from_slice(&ip.source);
+    let before = [frame[34], frame[35]];
+    frame[34] = 0;
+    adjust(frame, 36, before, [0, before[1]]);
+    Ok(Verdict::Answer(Answer::Echo, ifindex))
+}
+
+fn encapsulate(
+    tables: &Tables,
+    input: &Input,
+    frame: &mut Vec<u8>,
+    vni: u32,
+    ip: &Header,
+    to: &EndpointValue,
+) -> Result<Verdict, Drop> {
+    let config = &tables.config;
+    if config.vtep == [0; 16] || config.external_ifindex == 0 {
+        return Err(Drop::NotConfigured);
+    }
+    let slow = |reason| Ok(Verdict::Slow(reason, config.external_ifindex));
+    if ip.version_ihl != 0x45 {
+        return slow(Slow::IpOptions);
+    }
+    if ip.is_fragment() {
+        return slow(Slow::Fragment);
+    }
+    let mut length = frame.len() - 14;
+    if input.gso_size != 0 {
+        let transport = match (ip.protocol, frame.get(14 + 20 + 12)) {
+            (6, None) => return slow(Slow::NotLinear),
+            (6, Some(offset)) => usize::from(offset >> 4) * 4,
+            _ => 8,
+        };
+        length = input.gso_size as usize + 20 + transport;
+    }
+    if length + OUTER > usize::from(u16::MAX) {
+        return slow(Slow::FragmentationNeeded);
+    }
+    let vtep = [to.vtep[12], to.vtep[13], to.vtep[14], to.vtep[15]];
+    let next_hop = match route(input.ifindex, vtep, length + OUTER) {
+        Ok(next_hop) => next_hop,
+        Err(reason) => return slow(reason),
+    };
+    // A test run knows no GSO type, and without one the kernel refuses.
+    if input.gso_size != 0 {
+        return slow(Slow::NoRoom);
+    }
+    let mut inner = frame.clone();
+    inner[..6].copy_from_slice(&to.mac);
+    let outer = Vxlan {
+        macs: (next_hop, HOST_A.mac),
+        ip: Ipv4::new(HOST_A.address, vtep, UDP).tos(ip.tos & 3),
+        ports: (0, u16::from_be(to.vxlan_port_be)),
+        udp_checksum: [0, 0],
+        flags: [8, 0, 0, 0],
+        vni,
+        reserved: 0,
+    };
+    *frame = outer.build(&inner);
+    Ok(Verdict::Encapsulate(UPLINK))
+}
+
+/// What `bpf_fib_lookup` says in the namespace of `crate::bpf`.
+fn route(ifindex: u32, to: Address, length: usize) -> Result<Mac, Slow> {
+    if ![PORT_A1, PORT_A2, PORT_A4, PORT_UNKNOWN].contains(&ifindex) {
+        return Err(Slow::Fib);
+    }
+    let (mtu, next_hop) = if to == HOST_E.address {
+        (ROUTED_MTU, Ok(ROUTER.mac))
+    } else if to == HOST_B.address {
+        (UPLINK_MTU, Ok(HOST_B.mac))
+    } else if to == HOST_C.address {
+        (UPLINK_MTU, Err(Slow::NoNeighbour))
+    } else {
+        return Err(Slow::Fib);
+    };
+    if length > mtu { Err(Slow::FragmentationNeeded) } else { next_hop }
+}
+
+/// from_uplink and uplink_xdp: `resize_fails` where the kernel refuses to shrink the packet.
+fn from_wire(tables: &Tables, frame: &mut Vec<u8>, resize_fails: bool) -> Result<Verdict, Drop> {
+    let config = &tables.config;
+    if word(frame, 12) != Some(0x0800) {
+        return Ok(Verdict::Pass);
+    }
+    let Some(fixed) = frame.get(14..34) else { return Ok(Verdict::Pass) };
+    let (fixed, sum) = (fixed.to_vec(), checksum(fixed));
+    let address = |at: usize| [fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]];
+    let fragment = u16::from_be_bytes([fixed[6], fixed[7]]) & 0x3fff != 0;
+    if fixed[9] != 17 || mapped(address(16)) != config.vtep || fixed[0] != 0x45 || fragment {
+        return Ok(Verdict::Pass);
+    }
+    if frame.len() < 42 || word(frame, 36) != Some(u16::from_be(config.vxlan_port_be)) {
+        return Ok(Verdict::Pass);
+    }
+    if sum != 0 {
+        return Err(Drop::OuterChecksum);
+    }
+    if word(frame, 40) != Some(0) {
+        return Ok(Verdict::Pass);
+    }
+    let vxlan = bytes::<8>(frame, 42).ok_or(Drop::Truncated)?;
+    if vxlan[..4] != [8, 0, 0, 0] || vxlan[7] != 0 {
+        return Err(Drop::VxlanFlags);
+    }
+    let vni = u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]);
+    let inner = frame.get(OUTER..).unwrap_or(&[]).to_vec();
+    let ip = match word(&inner, 12).ok_or(Drop::Truncated)? {
+        0x0806 => return Ok(Verdict::Pass),
+        0x0800 => Header::read(&inner, 14).ok_or(Drop::Truncated)??,
+        _ => return Err(Drop::EtherType),
+    };
+    let to = trusted(tables, vni, address(12), &ip)?;
+    let ecn = merged(ip.tos & 3, fixed[1] & 3).ok_or(Drop::EcnInvalid)?;
+    if resize_fails {
+        return Err(Drop::DecapFailed);
+    }
+    *frame = inner;
+    frame[..6].copy_from_slice(&to.mac);
+    if ecn != ip.tos & 3 {
+        set_tos(frame, ip.tos & !3 | ecn);
+    }
+    Ok(Verdict::Deliver(to.ifindex))
+}
+
+fn from_overlay(tables: &Tables, input: &Input, frame: &mut [u8]) -> Result<Verdict, Drop> {
+    let key = input.tunnel_key.ok_or(Drop::TunnelKey)?;
+    if mapped(key.local) != tables.config.vtep {
+        return Err(Drop::WrongDestination);
+    }
+    if input.vlan != 0 {
+        return Err(Drop::EtherType);
+    }
+    if frame.len() < 34 {
+        return Err(Drop::Truncated);
+    }
+    match word(frame, 12) {
+        Some(0x0806) => {
+            let request = Request::read(frame)?;
+            is_sent_by(tables, key.vni, key.remote, request.sender)?;
+            match endpoint(tables, key.vni, request.target) {
+                Some(local) if local.ifindex != 0 => request.answer(frame, local.mac),
+                _ => return Err(Drop::ArpUnanswered),
+            }
+            Ok(Verdict::Answer(Answer::Arp, input.ifindex))
+        }
+        Some(0x0800) => {
+            let ip = Header::read(frame, 14).ok_or(Drop::Truncated)??;
+            let to = trusted(tables, key.vni, key.remote, &ip)?;
+            frame[..6].copy_from_slice(&to.mac);
+            Ok(Verdict::Deliver(to.ifindex))
+        }
+        _ => Err(Drop::EtherType),
+    }
+}
+
+fn trusted(tables: &Tables, vni: u32, vtep: Address, ip: &Header) -> Result<EndpointValue, Drop> {
+    is_sent_by(tables, vni, vtep, ip.source)?;
+    match endpoint(tables, vni, ip.destination) {
+        Some(local) if local.ifindex != 0 => Ok(*local),
+        _ if ip.destination[0] >= 224 => Err(Drop::Multicast),
+        _ => Err(Drop::NotLocal),
+    }
+}
+
+fn is_sent_by(tables: &Tables, vni: u32, vtep: Address, source: Address) -> Result<(), Drop> {
+    let entry = endpoint(tables, vni, source);
+    if entry.is_some_and(|it| it.ifindex == 0 && it.vtep == mapped(vtep)) {
+        return Ok(());
+    }
+    if !tables.hosts.contains_key(&mapped(vtep)) {
+        return Err(Drop::UnknownVtep);
+    }
+    if !tables.networks.contains_key(&vni) {
+        return Err(Drop::UnknownVni);
+    }
+    Err(Drop::ForgedSource)
+}
+
+/// RFC 6040 figure 4.
+fn merged(inner: u8, outer: u8) -> Option<u8> {
+    match (inner, outer) {
+        (0, 3) => None,
+        (_, 3) => Some(3),
+        (2, 1) => Some(1),
+        _ => Some(inner),
+    }
+}
+
+/// Sets the TOS byte.
+fn set_tos(frame: &mut [u8], tos: u8) {
+    let before = [frame[14], frame[15]];
+    frame[15] = tos;
+    adjust(frame, 24, before, [before[0], tos]);
+}
+
+/// Corrects the checksum at `at` after a word of the data changed (RFC 1624 §3); one that was
+/// wrong stays as wrong as it was.
+fn adjust(frame: &mut [u8], at: usize, old: [u8; 2], new: [u8; 2]) {
+    let checksum = !word(frame, at).unwrap_or(0);
+    let mut sum = u32::from(checksum);
+    sum += u32::from(!u16::from_be_bytes(old)) + u32::from(u16::from_be_bytes(new));
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    frame[at..at + 2].copy_from_slice(&(!sum).to_be_bytes()[2..]);
+}
+
+fn endpoint(tables: &Tables, vni: u32, address: Address) -> Option<&EndpointValue> {
+    tables.endpoints.get(&EndpointKey { vni, address: mapped(address) })
+}
+
+struct Header {
+    version_ihl: u8,
+    tos: u8,
+    fragment: u16,
+    protocol: u8,
+    source: Address,
+    destination: Address,
+}
+
+impl Header {
+    /// `None` where the frame ends before, an error where it is no IPv4.
+    fn read(frame: &[u8], at: usize) -> Option<Result<Self, Drop>> {
+        let header = bytes::<20>(frame, at)?;
+        if header[0] >> 4 != 4 || header[0] & 15 < 5 {
+            return Some(Err(Drop::BadIpHeader));
+        }
+        Some(Ok(Self {
+            version_ihl: header[0],
+            tos: header[1],
+            fragment: u16::from_be_bytes([header[6], header[7]]),
+            protocol: header[9],
+            source: bytes(&header, 12)?,
+            destination: bytes(&header, 16)?,
+        }))
+    }
+
+    fn is_fragment(&self) -> bool {
+        self.fragment & 0x3fff != 0
+    }
+}
+
+struct Request {
+    sender_mac: Mac,
+    sender: Address,
+    target: Address,
+}
+
+impl Request {
+    fn read(frame: &[u8]) -> Result<Self, Drop> {
+        let packet = bytes::<28>(frame, 14).ok_or(Drop::Truncated)?;
+        if packet[..8] != [0, 1, 8, 0, 6, 4, 0, 1] {
+            return Err(Drop::ArpUnanswered);
+        }
+        let fields = (bytes(&packet, 8), bytes(&packet, 14), bytes(&packet, 24));
+        let (Some(sender_mac), Some(sender), Some(target)) = fields else {
+            return Err(Drop::Truncated);
+        };
+        Ok(Self { sender_mac, sender, target })
+    }
+
+    fn answer(&self, frame: &mut [u8], mac: Mac) {
+        frame[..6].copy_from_slice(&self.sender_mac);
+        frame[6..12].copy_from_slice(&mac);
+        frame[21] = 2;
+        frame[22..28].copy_from_slice(&mac);
+        frame[28..32].copy_from_slice(&self.target);
+        frame[32..38].copy_from_slice(&self.sender_mac);
+        frame[38..42].copy_from_slice(&self.sender);
+    }
+}
+
+fn bytes<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
+    frame.get(at..at + N)?.try_into().ok()
+}
+
+fn word(frame: &[u8], at: usize) -> Option<u16> {
+    bytes(frame, at).map(u16::from_be_bytes)
+}

@@ -1,0 +1,144 @@
+//! Which test covers which reason. Runs without root: the tables are run by their own tests, and
+//! what a table says is what was asserted.
+
+use std::collections::BTreeMap;
+
+use ovnet_common::{
+    abi::Program,
+    verdict::{Answer, DropReason, SlowReason, Verdict, label},
+};
+
+/// What only a test of its own can bring about.
+const ELSEWHERE: [(Program, SlowReason, &str); 1] = [(
+    Program::FromContainer,
+    SlowReason::AlreadyEncapsulated,
+    "a_packet_encapsulated_before_goes_to_the_kernel_unmodified",
+)];
+
+/// What each program can give at all, by reading it: a reason that is not here and shows up, or is
+/// here and does not, means that this list or a table is behind the program.
+fn possible(program: Program) -> Vec<u8> {
+    use DropReason::*;
+    let drops: &[DropReason] = match program {
+        Program::FromContainer => &[
+            Truncated,
+            UnknownPort,
+            SpoofedMac,
+            SpoofedAddress,
+            EtherType,
+            BadIpHeader,
+            Multicast,
+            NoEndpoint,
+            ArpUnanswered,
+            ToGateway,
+            NotConfigured,
+        ],
+        Program::FromUplink => &[
+            Truncated,
+            EtherType,
+            BadIpHeader,
+            Multicast,
+            UnknownVtep,
+            VxlanFlags,
+            UnknownVni,
+            ForgedSource,
+            NotLocal,
+            OuterChecksum,
+            EcnInvalid,
+            DecapFailed,
+        ],
+        Program::FromOverlay => &[
+            Truncated,
+            EtherType,
+            BadIpHeader,
+            Multicast,
+            ArpUnanswered,
+            UnknownVtep,
+            UnknownVni,
+            ForgedSource,
+            NotLocal,
+            WrongDestination,
+            TunnelKey,
+        ],
+        // bpf_xdp_adjust_head cannot fail here: more than it takes away was read before.
+        Program::UplinkXdp => &[
+            Truncated,
+            EtherType,
+            BadIpHeader,
+            Multicast,
+            UnknownVtep,
+            VxlanFlags,
+            UnknownVni,
+            ForgedSource,
+            NotLocal,
+            OuterChecksum,
+            EcnInvalid,
+        ],
+    };
+    let deliver = Verdict::Deliver(0).code();
+    let others: Vec<u8> = match program {
+        Program::FromContainer => {
+            let slow = SlowReason::ALL.iter().map(|it| *it as u8);
+            let more =
+                [deliver, Verdict::Encapsulate(0).code(), Answer::Arp as u8, Answer::Echo as u8];
+            slow.chain(more).collect()
+        }
+        Program::FromOverlay => vec![deliver, Answer::Arp as u8],
+        Program::FromUplink | Program::UplinkXdp => vec![deliver, Verdict::Pass.code()],
+    };
+    let mut codes: Vec<u8> = drops.iter().map(|it| *it as u8).chain(others).collect();
+    codes.sort_unstable();
+    codes
+}
+
+#[test]
+fn every_outcome_of_every_program_is_covered() {
+    let mut covered: BTreeMap<(Program, u8), Vec<String>> = BTreeMap::new();
+    let tables = [
+        super::from_container::fixtures(),
+        super::receive::fixtures(),
+        super::from_overlay::fixtures(),
+    ];
+    for fixture in tables.into_iter().flatten() {
+        let key = (fixture.input.program, fixture.verdict.code());
+        covered.entry(key).or_default().push(fixture.name);
+    }
+    for (program, reason, test) in ELSEWHERE {
+        covered.entry((program, reason as u8)).or_default().push(test.to_owned());
+    }
+    for ((program, code), tests) in &covered {
+        let (label, first) = (label(*code).unwrap_or("?"), &tests[0]);
+        println!("{:15} {label:28} {:3} × e.g. {first}", program.name(), tests.len());
+    }
+    for program in Program::ALL {
+        let found: Vec<u8> =
+            covered.keys().filter(|it| it.0 == program).map(|(_, code)| *code).collect();
+        let names = |codes: &[u8]| codes.iter().map(|it| label(*it)).collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&possible(program)), "{}", program.name());
+    }
+    let any = |code: u8| covered.keys().any(|(_, found)| *found == code);
+    for reason in DropReason::ALL {
+        assert!(any(*reason as u8), "no test covers the drop reason {}", reason.label());
+    }
+    for reason in SlowReason::ALL {
+        assert!(any(*reason as u8), "no test covers the slow reason {}", reason.label());
+    }
+}
+
+/// A failure names its fixture, so no two may have one name.
+#[test]
+fn names_are_unique() {
+    let mut names: Vec<String> = [
+        super::from_container::fixtures(),
+        super::receive::fixtures(),
+        super::from_overlay::fixtures(),
+    ]
+    .into_iter()
+    .flatten()
+    .map(|fixture| fixture.name)
+    .collect();
+    names.sort_unstable();
+    for pair in names.windows(2) {
+        assert_ne!(pair[0], pair[1]);
+    }
+}
