@@ -2,7 +2,7 @@
 //!
 //! Everything here is bounded in time. Keys are given and returned without the prefix.
 
-use std::{sync::Arc, time::Duration};
+use std::{env, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use consulrs::{
@@ -122,6 +122,12 @@ impl Consul {
             self.describe()
         );
         Ok(())
+    }
+
+    /// What goes before every key; ends in a slash.
+    #[cfg(test)]
+    pub(super) fn prefix(&self) -> &str {
+        &self.inner.prefix
     }
 
     /// Reads one key; `None` where there is none.

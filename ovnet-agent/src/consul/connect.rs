@@ -76,7 +76,6 @@ pub(super) fn build_http() -> Result<reqwest::Client> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::consul::Consul;
 
     #[test]
@@ -92,7 +91,7 @@ mod tests {
         ] {
             let consul = Consul::new(address, "/ovnet/v1/", "docker01").unwrap();
             assert_eq!(consul.describe(), described, "{address}");
-            assert_eq!(consul.inner.prefix, prefix, "{address}");
+            assert_eq!(consul.prefix(), prefix, "{address}");
         }
     }
 
