@@ -14,6 +14,8 @@ use crate::setup;
 /// Something a verb cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
+    /// What crates with C in them are compiled with.
+    Compilers,
     /// The source of `core`, which is compiled for the BPF target.
     RustSrc,
     /// bpf-linker of the version that fits the compiler's LLVM.
@@ -25,7 +27,7 @@ pub(crate) enum Need {
 }
 
 /// What building the agent needs.
-pub(crate) const TO_BUILD: &[Need] = &[Need::RustSrc, Need::BpfLinker];
+pub(crate) const TO_BUILD: &[Need] = &[Need::Compilers, Need::RustSrc, Need::BpfLinker];
 
 /// Brings those of `needs` that are missing; prints nothing when all are there.
 ///

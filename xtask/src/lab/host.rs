@@ -158,6 +158,13 @@ echo "$name" > /proc/sys/kernel/hostname
 for scope in all default; do
     if [ -d /proc/sys/net/ipv6 ]; then echo 1 > "/proc/sys/net/ipv6/conf/$scope/disable_ipv6"; fi
 done
+# A switch has no netfilter; where br_netfilter is there, a bridge would take every frame through it.
+if [ "$name" = switch ]; then
+    for key in iptables ip6tables arptables; do
+        file=/proc/sys/net/bridge/bridge-nf-call-$key
+        if [ -e "$file" ]; then echo 0 > "$file"; fi
+    done
+fi
 ip link set lo up
 echo ready
 exec >/dev/null 2>&1

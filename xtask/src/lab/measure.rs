@@ -148,7 +148,9 @@ pub fn serve(lab: &Lab, way: &Way, pin: Pin) -> Result<Running> {
 /// iperf3 fails: nobody listens (see [`serve`]), or nothing arrives.
 pub fn throughput(lab: &Lab, way: &Way, seconds: u64, pin: Pin) -> Result<f64> {
     let (address, port, time) = (way.address.to_string(), PORT.to_string(), seconds.to_string());
-    let command = ["iperf3", "-J", "-c", &address, "-p", &port, "-t", &time];
+    // The kernel's default congestion control, whatever this machine has: BBR paces, and so
+    // measures its own timers more than the path.
+    let command = ["iperf3", "-J", "-C", "cubic", "-c", &address, "-p", &port, "-t", &time];
     let limit = Duration::from_secs(seconds + 10);
     let output = lab.output(&way.from, &pinned(pin.sender(), &command), limit)?;
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();

@@ -13,10 +13,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use self::packages::Purpose;
 use crate::progress;
 use crate::tools::{self, Need};
 
-const ALL: &[Need] = &[Need::RustSrc, Need::BpfLinker, Need::Packages, Need::Consul];
+const ALL: &[Need] =
+    &[Need::Compilers, Need::RustSrc, Need::BpfLinker, Need::Packages, Need::Consul];
 
 /// Brings everything; an item that cannot be had does not keep the others from coming.
 ///
@@ -49,7 +51,8 @@ pub(crate) fn present(need: Need) -> Option<String> {
     match need {
         Need::RustSrc => bpf::rust_src(),
         Need::BpfLinker => bpf::linker(),
-        Need::Packages => packages::present(),
+        Need::Compilers => packages::present(Purpose::Build),
+        Need::Packages => packages::present(Purpose::Test),
         Need::Consul => consul::present(),
     }
 }
@@ -68,7 +71,8 @@ pub(crate) fn install(need: Need) -> Result<()> {
     let how = match need {
         Need::RustSrc => bpf::install_rust_src(),
         Need::BpfLinker => bpf::install_linker(),
-        Need::Packages => packages::install(),
+        Need::Compilers => packages::install(Purpose::Build),
+        Need::Packages => packages::install(Purpose::Test),
         Need::Consul => consul::install(),
     }?;
     if present(need).is_none() {
@@ -83,6 +87,7 @@ pub(crate) fn name(need: Need) -> &'static str {
     match need {
         Need::RustSrc => "rust-src",
         Need::BpfLinker => "bpf-linker",
+        Need::Compilers => "compilers",
         Need::Packages => "packages",
         Need::Consul => "consul",
     }

@@ -1,12 +1,21 @@
-//! The distribution's packages that the lab and the tests run.
+//! The distribution's packages: what the agent is compiled with, what lab and tests run.
+
+use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
 use super::apt::Apt;
 use crate::tools;
 
-/// Debian package and the command that it brings.
-const PACKAGES: &[(&str, &str)] = &[
+/// What building the agent takes besides Rust: a C compiler for crates with C in them, and OpenSSL,
+/// which a dependency of consulrs links although we speak TLS by rustls.
+const TO_BUILD: &[(&str, &str)] =
+    &[("gcc", "cc"), ("make", "make"), ("pkg-config", "pkg-config"), (OPENSSL, "")];
+/// Package whose presence pkg-config tells: it brings no command.
+const OPENSSL: &str = "libssl-dev";
+
+/// What lab and tests run: Debian package and the command that it brings.
+const TO_TEST: &[(&str, &str)] = &[
     ("iproute2", "ip"),
     ("iperf3", "iperf3"),
     ("tcpdump", "tcpdump"),
@@ -17,17 +26,29 @@ const PACKAGES: &[(&str, &str)] = &[
     ("tshark", "tshark"),
 ];
 
-/// The commands, when all of them are there, whoever installed them.
-pub(super) fn present() -> Option<String> {
-    missing().is_empty().then(|| {
-        let commands: Vec<_> = PACKAGES.iter().map(|(_, command)| *command).collect();
-        commands.join(" ")
+/// What is wanted of the packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Compiling.
+    Build,
+    /// Running lab and tests.
+    Test,
+}
+
+/// The packages or commands, when all of them are there, whoever installed them.
+pub(super) fn present(purpose: Purpose) -> Option<String> {
+    missing(purpose).is_empty().then(|| {
+        let names = list(purpose).iter();
+        let names: Vec<_> = names
+            .map(|(package, command)| if command.is_empty() { *package } else { *command })
+            .collect();
+        names.join(" ")
     })
 }
 
-/// Installs the packages whose command is missing.
-pub(super) fn install() -> Result<String> {
-    let missing = missing();
+/// Installs the packages that are missing.
+pub(super) fn install(purpose: Purpose) -> Result<String> {
+    let missing = missing(purpose);
     let packages = missing.join(" ");
     if tools::find("apt-get").is_none() {
         bail!("install with your distribution's package manager what brings: {packages}");
@@ -39,10 +60,24 @@ pub(super) fn install() -> Result<String> {
     Ok(format!("apt-get install {packages}"))
 }
 
-fn missing() -> Vec<&'static str> {
-    PACKAGES
-        .iter()
-        .filter(|(_, command)| tools::find(command).is_none())
-        .map(|(package, _)| *package)
-        .collect()
+fn list(purpose: Purpose) -> &'static [(&'static str, &'static str)] {
+    match purpose {
+        Purpose::Build => TO_BUILD,
+        Purpose::Test => TO_TEST,
+    }
+}
+
+fn missing(purpose: Purpose) -> Vec<&'static str> {
+    let absent = |package: &str, command: &str| match package {
+        OPENSSL => !has_openssl(),
+        _ => tools::find(command).is_none(),
+    };
+    let packages = list(purpose).iter();
+    packages.filter(|(package, command)| absent(package, command)).map(|it| it.0).collect()
+}
+
+fn has_openssl() -> bool {
+    let mut ask = Command::new("pkg-config");
+    ask.args(["--exists", "openssl"]).stdout(Stdio::null()).stderr(Stdio::null());
+    ask.status().is_ok_and(|status| status.success())
 }
