@@ -46,7 +46,8 @@ fn step(datapath: &mut Datapath, op: &Op) -> Result<()> {
     }
 }
 
-fn record(tables: &mut Tables, op: &Op) {
+/// Carries a step out on plain values.
+pub(crate) fn record(tables: &mut Tables, op: &Op) {
     match op {
         Op::SetConfig(value) => tables.config = *value,
         Op::SetHost(key, value) => drop(tables.hosts.insert(*key, *value)),

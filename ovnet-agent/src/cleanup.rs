@@ -5,6 +5,7 @@
 //! loses nothing else.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
@@ -243,6 +244,8 @@ impl Links for HostLinks {
     }
 
     async fn unhook(&self) -> Result<Vec<String>> {
+        // Neighbour entries have no name of ours, but our mark.
+        self.0.keep_neighbours(&BTreeSet::new()).await?;
         let links = self.names().await?;
         let unhooked = links.into_iter().map(|name| Ok((datapath::unhook(&name)?, name)));
         let unhooked: Result<Vec<(bool, String)>> = unhooked.collect();

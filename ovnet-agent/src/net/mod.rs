@@ -11,6 +11,7 @@ mod changes;
 mod driver;
 mod external;
 mod link;
+mod neighbour;
 mod netns;
 mod offload;
 mod sysctl;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use ovnet_common::abi::unmapped;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Request, Shared, records::OwnRecords, xdp};
@@ -249,6 +250,12 @@ impl Worker {
             (apply(&mut datapath, &mut self.tables, ops), changed)
         };
         let failures = self.tolerate(failures, &mut notes);
+        if changed || whole {
+            let vteps = self.tables.hosts.keys().map(|vtep| unmapped(vtep).into()).collect();
+            if let Err(error) = self.net.keep_neighbours(&vteps).await {
+                notes.push(format!("{error:#}"));
+            }
+        }
         self.own_records.keep(&snapshot, &local, whole);
 
         let mut view = self.shared.view();

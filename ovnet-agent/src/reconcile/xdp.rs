@@ -3,12 +3,8 @@
 use crate::{
     config::Xdp,
     datapath::XdpMode,
-    net::{Link, SandboxOffloads},
+    net::{self, Link, SandboxOffloads},
 };
-
-/// Drivers whose native XDP leaves TSO and GRO as they are. On veth and virtio_net it does not: it
-/// runs before GRO, disables guest offloads, and one TCP flow falls to a fraction.
-const KEEP_OFFLOADS: [&str; 3] = ["i40e", "ice", "mlx5_core"];
 
 /// A sandbox's offloads while no XDP program redirects into it.
 pub(super) const WITHOUT_XDP: SandboxOffloads = SandboxOffloads { gro: false, tx_checksum: true };
@@ -20,7 +16,7 @@ pub(super) fn decide(option: Xdp, uplink: &Link) -> (Option<XdpMode>, String) {
         Xdp::Off => (None, "off".into()),
         Xdp::Native => (Some(XdpMode::Native), format!("native on {driver}")),
         Xdp::Generic => (Some(XdpMode::Generic), format!("generic on {driver}")),
-        Xdp::Auto if KEEP_OFFLOADS.contains(&driver) => {
+        Xdp::Auto if net::native_xdp_keeps_offloads(uplink.driver.as_deref()) => {
             (Some(XdpMode::Native), format!("native on {driver}"))
         }
         Xdp::Auto => (None, format!("off: {driver} loses offloads with native XDP")),
