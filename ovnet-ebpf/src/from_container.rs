@@ -28,6 +28,12 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     if eth.source != port.mac {
         return Verdict::Drop(DropReason::SpoofedMac);
     }
+    // An 802.1Q tag is not in the frame any more but beside it, and would be put around the outer
+    // headers: a sandbox could choose the VLAN its packets take on the wire.
+    // SAFETY: the context is the one the kernel gave us.
+    if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+        return Verdict::Drop(DropReason::EtherType);
+    }
     match eth.ethertype {
         ethernet::IPV4 => {}
         ethernet::ARP => return arp::from_container(ctx, ifindex, port, eth.source),

@@ -44,8 +44,12 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     // Everything else of the host comes by here too, so the cheapest test is first. The length is
     // that of the whole packet, linear or not: what is shorter cannot be VXLAN.
     // SAFETY: the context is the one the kernel gave us.
-    let (protocol, pkt_type) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).pkt_type) };
-    if protocol != u32::from(ethernet::IPV4.to_be()) || pkt_type != PACKET_HOST {
+    let (protocol, pkt_type, vlan) = unsafe {
+        let skb = ctx.skb.skb;
+        ((*skb).protocol, (*skb).pkt_type, (*skb).vlan_present)
+    };
+    // What has an 802.1Q tag is for an interface in that VLAN; the tag is beside the frame here.
+    if protocol != u32::from(ethernet::IPV4.to_be()) || pkt_type != PACKET_HOST || vlan != 0 {
         return Ok(Verdict::Pass);
     }
     let length = ctx.len() as usize;

@@ -2,7 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use ovnet_tests::lab::{Counters, ping, ping_all, wait_for_ping};
+use ovnet_agent::consul::schema::{format_mac, mac_of};
+use ovnet_tests::lab::{Counters, ping, ping_all, script, wait_for_ping};
 use serde_json::Value;
 use xtask::lab::Lab;
 
@@ -109,6 +110,7 @@ pub(crate) fn bulk(lab: &Lab, mesh: &Mesh) {
     traffic::udp_segmented(lab, &one.name, two, 1400, 40);
     let counted = counters.since();
     counted.no_drops();
+    assert_eq!(counted.packets("docker01", "from_container", "encapsulate"), 1, "{counted:?}");
     println!("    TCP: {sent} sent, {received} received of {segments}; UDP GSO: {counted:?}");
 }
 
@@ -123,7 +125,44 @@ pub(crate) fn mtu(lab: &Lab, mesh: &Mesh, mtu: u32) {
         counters.since().only_fast();
         let too_long = (mtu - 27).to_string();
         let (_, received) =
-            ping(lab, &one.name, to.address, &["-M", "do", "-s", &too_long, "-c", "1", "-W", "1"]);
+            ping(lab, &one.name, to.address, &["-M", "do", "-s", &too_long, "-c", "1", "-W", "0.3"]);
         assert_eq!(received, 0, "{} bytes to {}", mtu + 1, to.name);
     }
+}
+
+/// What `ovnet endpoint ls` says was sent and received is what was.
+pub(crate) fn endpoint_counters(lab: &Lab, mesh: &Mesh) {
+    const COUNT: usize = 50;
+    const BYTES: usize = 1000;
+    let [one, two, _] = mesh.three();
+    let neighbour = &mesh.members[3];
+    for to in [two, neighbour] {
+        // ARP is counted too; without it the numbers are exact.
+        for (at, of) in [(one, to), (to, one)] {
+            let (mac, address) = (format_mac(mac_of(of.address)), of.address.to_string());
+            let fixed = "ip neigh replace $1 lladdr $2 nud permanent dev eth0";
+            script(lab, &at.name, fixed, &[&address, &mac]);
+        }
+        let before = (read(lab, one), read(lab, to));
+        traffic::udp(lab, &one.name, to, &[BYTES; COUNT]);
+        let after = (read(lab, one), read(lab, to));
+        let packets = u64::try_from(COUNT).unwrap();
+        let bytes = u64::try_from(COUNT * (BYTES + 8 + 20 + 14)).unwrap();
+        for (before, after, place) in [(before.0, after.0, one), (before.1, after.1, to)] {
+            let counted: Vec<u64> = after.iter().zip(before).map(|(new, old)| new - old).collect();
+            assert_eq!(counted, [packets, bytes, packets, bytes], "{} with {}", place.name, to.name);
+        }
+        for (at, of) in [(one, to), (to, one)] {
+            script(lab, &at.name, "ip neigh del $1 dev eth0", &[&of.address.to_string()]);
+        }
+    }
+}
+
+/// Packets and bytes sent, packets and bytes received.
+fn read(lab: &Lab, place: &Place) -> [u64; 4] {
+    let (host, name) = place.name.split_once('/').unwrap();
+    let endpoints = lab.ovnet_json(host, &["endpoint", "ls"]).unwrap();
+    let own = endpoints.as_array().unwrap().iter().find(|it| it["names"][0] == name).unwrap();
+    ["tx_packets", "tx_bytes", "rx_packets", "rx_bytes"]
+        .map(|field| own["local"][field].as_u64().unwrap())
 }

@@ -25,20 +25,33 @@ pub(crate) struct Place {
 /// they were.
 #[track_caller]
 pub(crate) fn tcp(lab: &Lab, from: &str, to: &Place, length: usize) {
-    tcp_via(lab, from, to, None, length);
+    let (listener, address) = listen(lab, to);
+    tcp_to(lab, from, listener, address, length);
 }
 
-/// As [`tcp`], to an address that somebody translates to `to`.
+/// As [`tcp`], to an address that somebody translates to the listener's.
 #[track_caller]
-pub(crate) fn tcp_via(lab: &Lab, from: &str, to: &Place, via: Option<SocketAddrV4>, length: usize) {
-    let address = to.address;
-    let listener = lab.inside(&to.name, move || Ok(TcpListener::bind((address, 0))?)).unwrap();
-    let Ok(SocketAddr::V4(own)) = listener.local_addr() else { panic!("no IPv4 listener") };
-    let target = via.unwrap_or(own);
+pub(crate) fn tcp_to(
+    lab: &Lab,
+    from: &str,
+    listener: TcpListener,
+    target: SocketAddrV4,
+    length: usize,
+) {
     let (hash, received) = receive_and_send(lab, from, listener, target, length);
     let (hash_received, length_received) = received;
     assert_eq!(length_received, length, "{from} > {target}: bytes that arrived");
     assert_eq!(hash_received, hash, "{from} > {target}: the content changed on the way");
+}
+
+/// Listens on a free port of a place.
+pub(crate) fn listen(lab: &Lab, place: &Place) -> (TcpListener, SocketAddrV4) {
+    let address = place.address;
+    let listener = lab.inside(&place.name, move || Ok(TcpListener::bind((address, 0))?)).unwrap();
+    match listener.local_addr() {
+        Ok(SocketAddr::V4(own)) => (listener, own),
+        other => panic!("no IPv4 listener: {other:?}"),
+    }
 }
 
 /// Hash of what was sent; hash and length of what arrived.
