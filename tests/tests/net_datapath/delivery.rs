@@ -70,8 +70,8 @@ pub(crate) fn pairs(members: &[Place]) -> impl Iterator<Item = (&Place, &Place)>
     )
 }
 
-/// Ping, TCP and UDP between all, on the fast path alone.
-pub(crate) fn everyone(lab: &Lab, mesh: &Mesh) {
+/// Ping, TCP and UDP between all, on the fast path alone: `program` delivers what the wire brings.
+pub(crate) fn everyone(lab: &Lab, mesh: &Mesh, program: &str) {
     let counters = Counters::now(lab);
     for (from, to) in pairs(&mesh.members) {
         ping_all(lab, &from.name, to.address, &[]);
@@ -82,7 +82,7 @@ pub(crate) fn everyone(lab: &Lab, mesh: &Mesh) {
     counted.only_fast();
     for host in ["docker01", "docker02", "docker03"] {
         counted.at_least(host, "from_container", "encapsulate", 20);
-        counted.at_least(host, "from_uplink", "deliver", 20);
+        counted.at_least(host, program, "deliver", 20);
         counted.none(host, "from_overlay", "deliver");
     }
     counted.at_least("docker01", "from_container", "deliver", 20);
@@ -92,14 +92,14 @@ pub(crate) fn everyone(lab: &Lab, mesh: &Mesh) {
 }
 
 /// Many bytes: GSO packets stay whole from the sandbox to the wire.
-pub(crate) fn bulk(lab: &Lab, mesh: &Mesh) {
+pub(crate) fn bulk(lab: &Lab, mesh: &Mesh, mtu: usize) {
     const BYTES: usize = 16 << 20;
     let [one, two, _] = mesh.three();
     let counters = Counters::now(lab);
     traffic::tcp(lab, &one.name, two, BYTES);
     let counted = counters.since();
     counted.only_fast();
-    let segments = u64::try_from(BYTES / 1398).unwrap();
+    let segments = u64::try_from(BYTES / (mtu - 52)).unwrap();
     let sent = counted.packets("docker01", "from_container", "encapsulate");
     assert!(sent < segments / 4, "{sent} packets for {segments} segments: GSO was lost");
     // Merged again (GRO), or never cut.
@@ -112,6 +112,22 @@ pub(crate) fn bulk(lab: &Lab, mesh: &Mesh) {
     counted.no_drops();
     assert_eq!(counted.packets("docker01", "from_container", "encapsulate"), 1, "{counted:?}");
     println!("    TCP: {sent} sent, {received} received of {segments}; UDP GSO: {counted:?}");
+}
+
+/// Many bytes by XDP, which sees no packet longer than the MTU: content, and that XDP brought it.
+pub(crate) fn bulk_by_xdp(lab: &Lab, mesh: &Mesh) {
+    let [one, two, three] = mesh.three();
+    let counters = Counters::now(lab);
+    traffic::tcp(lab, &one.name, two, 4 << 20);
+    traffic::tcp(lab, &two.name, three, 4 << 20);
+    let counted = counters.since();
+    println!("    TCP: {counted:?}");
+    counted.no_drops();
+    for host in ["docker02", "docker03"] {
+        counted.at_least(host, "uplink_xdp", "deliver", 60).none(host, "from_uplink", "deliver");
+    }
+    traffic::udp_segmented(lab, &one.name, two, 1400, 40);
+    counters.since().no_drops();
 }
 
 /// A packet of the MTU passes, one byte more is refused by the sender's own interface.

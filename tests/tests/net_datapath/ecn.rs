@@ -17,7 +17,7 @@ const EF_ECT0: u8 = 0xba;
 const ETHERNET: usize = 14;
 
 /// Congestion on the way is told to the receiver; where it cannot be told the packet is dropped.
-pub(crate) fn inwards(lab: &Lab, mesh: &Mesh) {
+pub(crate) fn inwards(lab: &Lab, mesh: &Mesh, fast: &str) {
     let [_, two, three] = mesh.three();
     let mark = b"congestion experienced";
     // Not what the receiver's kernel answers, which quotes it.
@@ -25,7 +25,7 @@ pub(crate) fn inwards(lab: &Lab, mesh: &Mesh) {
     let target = (lab.address("docker02").unwrap(), 4789);
     let inside = Wire::open(lab, &two.name, "eth0");
     // A checksum leads by the kernel's device, which merges by itself.
-    for (checksum, program) in [(false, "from_uplink"), (true, "from_overlay")] {
+    for (checksum, program) in [(false, fast), (true, "from_overlay")] {
         let send = |tos| {
             let inner = udp(three.address, two.address, tos, (7, 7), mark);
             let inner = ethernet(mac_of(two.address), mac_of(three.address), IPV4, &inner);

@@ -125,7 +125,7 @@ fn has_line(lab: &Lab, log: &str, program: &str, reason: &str) -> bool {
 }
 
 /// VXLAN that other machines make themselves: one that is no host, and a host that oversteps.
-pub(crate) fn from_the_wire(lab: &Lab, mesh: &Mesh) {
+pub(crate) fn from_the_wire(lab: &Lab, mesh: &Mesh, fast: &str) {
     let [one, two, three] = mesh.three();
     let vni = mesh.network.vni;
     let mac = |place: &crate::traffic::Place| mac_of(place.address);
@@ -160,7 +160,7 @@ pub(crate) fn from_the_wire(lab: &Lab, mesh: &Mesh) {
             // A checksum is for the kernel to verify, and ARP for the kernel's device: both come
             // in by `ovnet-vx`, where the kernel itself already refuses other flags.
             let kernel = checksum || holds(payload, &question);
-            let program = if kernel { "from_overlay" } else { "from_uplink" };
+            let program = if kernel { "from_overlay" } else { fast };
             if kernel && matches!(*reason, "vxlan-flags" | "truncated") {
                 continue;
             }

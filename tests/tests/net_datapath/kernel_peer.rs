@@ -24,7 +24,7 @@ pub(crate) enum Kind {
 }
 
 /// Joins, talks in both directions, leaves.
-pub(crate) fn plain_vxlan(lab: &Lab, mesh: &Mesh, kind: Kind) {
+pub(crate) fn plain_vxlan(lab: &Lab, mesh: &Mesh, kind: Kind, fast: &str) {
     let address = Ipv4Addr::from(u32::from(mesh.members[0].address) & !0xff | 200);
     let peer = Place { name: CLIENT.into(), address };
     let remove = "ip link del vx0; ip addr del 192.168.1.50/24 dev ens33";
@@ -86,7 +86,7 @@ pub(crate) fn plain_vxlan(lab: &Lab, mesh: &Mesh, kind: Kind) {
                 .at_least(node, "from_overlay", "deliver", 5),
             Kind::Static => counted
                 .none(node, "from_overlay", "answer-arp")
-                .at_least(node, "from_uplink", "deliver", 5),
+                .at_least(node, fast, "deliver", 5),
         };
     }
     for place in mesh.three() {

@@ -7,7 +7,7 @@ use crate::delivery::Mesh;
 use crate::traffic;
 
 /// Packets longer than the MTU: the sandbox's own kernel cuts them.
-pub(crate) fn fragments(lab: &Lab, mesh: &Mesh) {
+pub(crate) fn fragments(lab: &Lab, mesh: &Mesh, program: &str) {
     let [one, two, _] = mesh.three();
     let counters = Counters::now(lab);
     ping_all(lab, &one.name, two.address, &["-s", "4000"]);
@@ -16,7 +16,7 @@ pub(crate) fn fragments(lab: &Lab, mesh: &Mesh) {
         .no_drops()
         .at_least("docker01", "from_container", "slow-fragment", 15)
         .at_least("docker02", "from_container", "slow-fragment", 15)
-        .at_least("docker02", "from_uplink", "deliver", 15);
+        .at_least("docker02", program, "deliver", 15);
     traffic::udp(lab, &one.name, two, &[1423, 5000, 60_000]);
     counters.since().no_drops();
 }

@@ -118,6 +118,17 @@ pub(crate) fn udp(lab: &Lab, from: &str, to: &Place, lengths: &[usize]) {
     }
 }
 
+/// Whether one of three datagrams arrives within a moment.
+pub(crate) fn reaches(lab: &Lab, from: &str, to: &Place) -> bool {
+    let (server, client) = udp_pair(lab, from, to);
+    server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    for _ in 0..3 {
+        // Where the neighbour is known to be missing the kernel may refuse to send.
+        let _ = client.send_to(b"anybody there?", server.local_addr().unwrap());
+    }
+    server.recv_from(&mut [0; 64]).is_ok()
+}
+
 /// Hands the kernel one buffer that it is to cut into datagrams (`UDP_SEGMENT`); all must arrive,
 /// in order. Each is `segment` bytes long.
 #[track_caller]
