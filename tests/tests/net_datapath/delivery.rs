@@ -114,8 +114,9 @@ pub(crate) fn bulk(lab: &Lab, mesh: &Mesh, mtu: usize) {
     println!("    TCP: {sent} sent, {received} received of {segments}; UDP GSO: {counted:?}");
 }
 
-/// Many bytes by XDP, which sees no packet longer than the MTU: content, and that XDP brought it.
-pub(crate) fn bulk_by_xdp(lab: &Lab, mesh: &Mesh) {
+/// Many bytes where XDP is attached. Native XDP makes the wire carry packets of the MTU; generic XDP
+/// meets merged ones, which it leaves to TC.
+pub(crate) fn bulk_by_xdp(lab: &Lab, mesh: &Mesh, native: bool) {
     let [one, two, three] = mesh.three();
     let counters = Counters::now(lab);
     traffic::tcp(lab, &one.name, two, 4 << 20);
@@ -124,7 +125,10 @@ pub(crate) fn bulk_by_xdp(lab: &Lab, mesh: &Mesh) {
     println!("    TCP: {counted:?}");
     counted.no_drops();
     for host in ["docker02", "docker03"] {
-        counted.at_least(host, "uplink_xdp", "deliver", 60).none(host, "from_uplink", "deliver");
+        counted.at_least(host, "uplink_xdp", "deliver", 1);
+        if native {
+            counted.none(host, "from_uplink", "deliver");
+        }
     }
     traffic::udp_segmented(lab, &one.name, two, 1400, 40);
     counters.since().no_drops();

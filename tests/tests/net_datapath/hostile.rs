@@ -183,7 +183,8 @@ pub(crate) fn from_the_wire(lab: &Lab, mesh: &Mesh, fast: &str) {
     ping_all(lab, &one.name, two.address, &[]);
 }
 
-/// VXLAN in a VLAN that the host has no interface in is not ours, whoever it says it is from.
+/// VXLAN in a VLAN that the host has no interface in is not ours, whoever it says it is from. XDP
+/// cannot tell where the tag was taken off the frame before, so this is for TC only.
 pub(crate) fn in_a_vlan(lab: &Lab, mesh: &Mesh) {
     let [_, two, three] = mesh.three();
     let vni = mesh.network.vni;

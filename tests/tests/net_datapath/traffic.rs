@@ -2,7 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hasher as _},
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     thread,
@@ -78,6 +78,8 @@ fn receive_and_send(
                     hash.write(&buffer[..count]);
                     total += count;
                 }
+                // A machine that was paused for a moment.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     eprintln!("after {total} bytes: {error}");
                     break;
