@@ -59,6 +59,11 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
             Some(frame) => frame,
             None => return Ok(Verdict::Pass),
         };
+    // After generic XDP, Linux 6.18 may give a packet without its Ethernet header (`mac_len` is lost
+    // where XDP copied the packet). The kernel's own path does not mind.
+    if frame.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes()) {
+        return Ok(Verdict::Pass);
+    }
     let received = match trust::outer(&frame, config)? {
         Outer::NotOurs | Outer::Kernel => return Ok(Verdict::Pass),
         Outer::Vxlan(received) => received,

@@ -67,7 +67,7 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
 
 /// Whether the inner packet is longer than its network's MTU: several that GRO or the sender merged.
 /// Generic XDP runs after GRO and sees such packets, but a redirect drops what is longer than the
-/// target's MTU. `from_uplink` delivers them whole.
+/// target's MTU. TC, or the kernel's device, delivers them whole.
 #[inline(always)]
 fn is_merged(frame: &Frame, vni: u32) -> bool {
     /// What every network carries, so that short packets are spared the lookup.
