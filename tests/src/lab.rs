@@ -53,8 +53,10 @@ pub fn start(name: &str, change: impl FnOnce(&mut Options)) -> Option<TestLab> {
     }
     // The test that waits longest for a repair is the one that undoes what the agent set, and it
     // must see that state for as long as it looks at it.
-    let mut options =
-        Options { agent_args: vec!["--repair-interval".into(), "600".into()], ..Options::test(name) };
+    let mut options = Options {
+        agent_args: vec!["--repair-interval".into(), "600".into()],
+        ..Options::test(name)
+    };
     change(&mut options);
     let lab = Lab::up(options).unwrap_or_else(|error| panic!("{name}: {error:#}"));
     Some(TestLab { lab, _turn: turn })
@@ -68,7 +70,7 @@ fn missing() -> Option<String> {
     if let Err(error) = lab::default_bin_dir() {
         return Some(format!("{error:#}"));
     }
-    let tools = ["ip", "bridge", "ping", "nft", "tc", "bpftool", "ethtool", "nsenter"];
+    let tools = ["ip", "bridge", "ping", "nft", "tc", "ethtool", "nsenter"];
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
     let found = |tool: &str| path.split(':').any(|folder| Path::new(folder).join(tool).is_file());
     tools.iter().find(|tool| !found(tool)).map(|tool| format!("`{tool}` is not installed"))
@@ -200,7 +202,9 @@ impl std::fmt::Debug for Counted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let lines = self.0.iter().filter(|((_, _, verdict), _)| verdict != "pass");
         let lines: Vec<String> = lines
-            .map(|((host, program, verdict), packets)| format!("{host} {program} {verdict} {packets}"))
+            .map(|((host, program, verdict), packets)| {
+                format!("{host} {program} {verdict} {packets}")
+            })
             .collect();
         write!(f, "[{}]", lines.join(", "))
     }
@@ -235,15 +239,20 @@ pub fn ping(lab: &Lab, from: &str, to: Ipv4Addr, options: &[&str]) -> (u32, u32)
 #[track_caller]
 pub fn ping_all(lab: &Lab, from: &str, to: Ipv4Addr, options: &[&str]) {
     let (sent, received) = ping(lab, from, to, options);
-    assert!(sent > 0 && sent == received, "{from} > {to} {options:?}: {received} of {sent} answered");
+    assert!(
+        sent > 0 && sent == received,
+        "{from} > {to} {options:?}: {received} of {sent} answered"
+    );
 }
 
 /// Waits until an echo request is answered: the record of the endpoint has arrived.
 #[track_caller]
 pub fn wait_for_ping(lab: &Lab, from: &str, to: Ipv4Addr) {
     let what = || format!("{to} to answer {from}");
-    wait_until(SOON, what, || Ok((ping(lab, from, to, &["-c", "1", "-W", "1"]).1 == 1).then_some(())))
-        .unwrap();
+    wait_until(SOON, what, || {
+        Ok((ping(lab, from, to, &["-c", "1", "-W", "1"]).1 == 1).then_some(()))
+    })
+    .unwrap();
 }
 
 /// The two numbers in ping's summary.

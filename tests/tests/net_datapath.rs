@@ -29,6 +29,7 @@ mod traffic;
 #[path = "net_datapath/two_networks.rs"]
 mod two_networks;
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use ovnet_tests::lab::{self, Steps, script};
 use xtask::lab::{Lab, Options, Wire};
 
@@ -176,13 +177,16 @@ fn attached(lab: &Lab, hook: Hook) {
     let veth = endpoints[0]["local"]["host_ifname"].as_str().unwrap();
     let interfaces =
         [("ens33", "from_uplink"), ("ovnet-vx", "from_overlay"), (veth, "from_container")];
-    let tcx = script(lab, "docker01", "bpftool net list", &[]);
     for (interface, program) in interfaces {
         let filters = script(lab, "docker01", "tc filter show dev $1 ingress", &[interface]);
-        let clsact = filters.contains(program);
-        let tcx = tcx.lines().any(|line| {
-            line.starts_with(&format!("{interface}(")) && line.contains("tcx/ingress") && line.contains(program)
-        });
-        assert_eq!((tcx, clsact), (hook == Hook::Tcx, hook == Hook::Clsact), "{interface}: {filters}");
+        let name = interface.to_owned();
+        let query = move || Ok(SchedClassifier::query_tcx(name.as_str(), TcAttachType::Ingress)?.1);
+        let tcx = lab.inside("docker01", query).unwrap();
+        let tcx: Vec<&str> = tcx.iter().filter_map(|program| program.name_as_str()).collect();
+        let expected = match hook {
+            Hook::Tcx => (vec![program], false),
+            Hook::Clsact => (vec![], true),
+        };
+        assert_eq!((tcx, filters.contains(program)), expected, "{interface}: {filters}");
     }
 }

@@ -65,9 +65,10 @@ pub(crate) fn run(lab: &Lab, host: &str, name: &str, network: &str) -> Place {
 
 /// Every ordered pair.
 pub(crate) fn pairs(members: &[Place]) -> impl Iterator<Item = (&Place, &Place)> {
-    members.iter().flat_map(move |from| members.iter().map(move |to| (from, to))).filter(
-        |(from, to)| from.address != to.address,
-    )
+    members
+        .iter()
+        .flat_map(move |from| members.iter().map(move |to| (from, to)))
+        .filter(|(from, to)| from.address != to.address)
 }
 
 /// Ping, TCP and UDP between all, on the fast path alone: `program` delivers what the wire brings.
@@ -83,7 +84,10 @@ pub(crate) fn everyone(lab: &Lab, mesh: &Mesh, program: &str) {
     for host in ["docker01", "docker02", "docker03"] {
         counted.at_least(host, "from_container", "encapsulate", 20);
         counted.at_least(host, program, "deliver", 20);
-        counted.none(host, "from_overlay", "deliver");
+        // Generic XDP leaves merged packets to TC, which may get them without Ethernet header.
+        if lab.options().xdp.as_deref() != Some("generic") {
+            counted.none(host, "from_overlay", "deliver");
+        }
     }
     counted.at_least("docker01", "from_container", "deliver", 20);
     counted.none("docker02", "from_container", "deliver");
@@ -144,8 +148,12 @@ pub(crate) fn mtu(lab: &Lab, mesh: &Mesh, mtu: u32) {
         ping_all(lab, &one.name, to.address, &["-M", "do", "-s", &fits]);
         counters.since().only_fast();
         let too_long = (mtu - 27).to_string();
-        let (_, received) =
-            ping(lab, &one.name, to.address, &["-M", "do", "-s", &too_long, "-c", "1", "-W", "0.3"]);
+        let (_, received) = ping(
+            lab,
+            &one.name,
+            to.address,
+            &["-M", "do", "-s", &too_long, "-c", "1", "-W", "0.3"],
+        );
         assert_eq!(received, 0, "{} bytes to {}", mtu + 1, to.name);
     }
 }
@@ -170,7 +178,13 @@ pub(crate) fn endpoint_counters(lab: &Lab, mesh: &Mesh) {
         let bytes = u64::try_from(COUNT * (BYTES + 8 + 20 + 14)).unwrap();
         for (before, after, place) in [(before.0, after.0, one), (before.1, after.1, to)] {
             let counted: Vec<u64> = after.iter().zip(before).map(|(new, old)| new - old).collect();
-            assert_eq!(counted, [packets, bytes, packets, bytes], "{} with {}", place.name, to.name);
+            assert_eq!(
+                counted,
+                [packets, bytes, packets, bytes],
+                "{} with {}",
+                place.name,
+                to.name
+            );
         }
         for (at, of) in [(one, to), (to, one)] {
             script(lab, &at.name, "ip neigh del $1 dev eth0", &[&of.address.to_string()]);

@@ -27,7 +27,8 @@ pub(crate) fn from_a_sandbox(lab: &Lab, mesh: &Mesh) {
     let gateway = Ipv4Addr::from(u32::from(own) & !0xff | 1);
     let packet = |from, to| udp(from, to, 0, (7, 7), MARK);
     let frame = |from, payload: &[u8]| ethernet(mac_of(to), from, IPV4, payload);
-    let question = |mac, from| ethernet([0xff; 6], mac_of(own), ARP, &arp(1, (mac, from), ([0; 6], to)));
+    let question =
+        |mac, from| ethernet([0xff; 6], mac_of(own), ARP, &arp(1, (mac, from), ([0; 6], to)));
     let claim = arp(2, (mac, gateway), (mac_of(to), to));
     let inner = ethernet(mac_of(to), mac_of(other), IPV4, &packet(other, to));
     let raw = vxlan(mesh.network.vni, &inner);
@@ -65,7 +66,8 @@ pub(crate) fn from_a_sandbox(lab: &Lab, mesh: &Mesh) {
         }),
     ];
 
-    let _monitor = lab.spawn("docker01", &["ovnet", "monitor", "--json"], Some("monitor-1")).unwrap();
+    let _monitor =
+        lab.spawn("docker01", &["ovnet", "monitor", "--json"], Some("monitor-1")).unwrap();
     let seen_elsewhere = [
         Wire::open(lab, &two.name, "eth0"),
         Wire::open(lab, &neighbour.name, "eth0"),
@@ -150,7 +152,8 @@ pub(crate) fn from_the_wire(lab: &Lab, mesh: &Mesh, fast: &str) {
         ("ARP in another's name", known, "forged-source", vxlan(vni, &question)),
     ];
     let target = (lab.address("docker02").unwrap(), 4789);
-    let _monitor = lab.spawn("docker02", &["ovnet", "monitor", "--json"], Some("monitor-2")).unwrap();
+    let _monitor =
+        lab.spawn("docker02", &["ovnet", "monitor", "--json"], Some("monitor-2")).unwrap();
     let inside = Wire::open(lab, &two.name, "eth0");
     let mut wrong = Vec::new();
     for (what, from, reason, payload) in &cases {
@@ -165,13 +168,17 @@ pub(crate) fn from_the_wire(lab: &Lab, mesh: &Mesh, fast: &str) {
                 continue;
             }
             let counters = Counters::now(lab);
-            let told = wait_until(SOON, || format!("{program} {reason}"), || {
-                socket.send_to(payload, target)?;
-                let counted = counters.since();
-                let seen = counted.packets("docker02", program, reason) > 0
-                    && has_line(lab, "monitor-2", program, reason);
-                Ok(seen.then_some(()))
-            });
+            let told = wait_until(
+                SOON,
+                || format!("{program} {reason}"),
+                || {
+                    socket.send_to(payload, target)?;
+                    let counted = counters.since();
+                    let seen = counted.packets("docker02", program, reason) > 0
+                        && has_line(lab, "monitor-2", program, reason);
+                    Ok(seen.then_some(()))
+                },
+            );
             if told.is_err() {
                 wrong.push(format!("{what}: no {program} {reason}: {:?}", counters.since()));
             }

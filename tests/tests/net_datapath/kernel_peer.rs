@@ -86,12 +86,15 @@ pub(crate) fn plain_vxlan(lab: &Lab, mesh: &Mesh, kind: Kind, fast: &str) {
         let counted = counters.since();
         counted.at_least(node, "from_container", "encapsulate", 5);
         match kind {
-            Kind::Learning => counted
-                .at_least(node, "from_overlay", "answer-arp", 1)
-                .at_least(node, "from_overlay", "deliver", 5),
-            Kind::Static => counted
-                .none(node, "from_overlay", "answer-arp")
-                .at_least(node, fast, "deliver", 5),
+            Kind::Learning => counted.at_least(node, "from_overlay", "answer-arp", 1).at_least(
+                node,
+                "from_overlay",
+                "deliver",
+                5,
+            ),
+            Kind::Static => {
+                counted.none(node, "from_overlay", "answer-arp").at_least(node, fast, "deliver", 5)
+            }
         };
     }
     for place in mesh.three() {

@@ -84,9 +84,11 @@ pub(crate) fn routed(lab: &Lab, mesh: &Mesh) {
         let now = routers.map(|router| forwarded(lab, router));
         now.into_iter().zip(before).map(|(now, before)| now - before).collect::<Vec<_>>()
     };
-    wait_until(SOON, || "20 packets to be forwarded".into(), || {
-        Ok((moved().iter().sum::<u64>() >= 20).then_some(()))
-    })
+    wait_until(
+        SOON,
+        || "20 packets to be forwarded".into(),
+        || Ok((moved().iter().sum::<u64>() >= 20).then_some(())),
+    )
     .unwrap();
     assert!(moved().contains(&20), "one flow took both ways: {:?}", moved());
     traffic::tcp(lab, &one.name, two, 4 << 20);

@@ -57,10 +57,11 @@ pub(crate) fn isolated(lab: &Lab, mesh: &Mesh, second: &Second) {
         let neighbour = "ip neigh replace $1 lladdr 02:42:00:00:00:01 dev eth0";
         script(lab, &from.name, neighbour, &[&to.address.to_string()]);
         assert!(!traffic::reaches(lab, &from.name, to), "{} reaches {}", from.name, to.name);
-        counters
-            .since()
-            .at_least(host, "from_container", "no-endpoint", 2)
-            .none(host, "from_container", "encapsulate");
+        counters.since().at_least(host, "from_container", "no-endpoint", 2).none(
+            host,
+            "from_container",
+            "encapsulate",
+        );
         script(lab, &from.name, "ip route del $1 dev eth0", &[&subnet]);
     }
 }
