@@ -59,6 +59,11 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
             Some(frame) => frame,
             None => return Ok(Verdict::Pass),
         };
+    // After generic XDP, Linux 6.18 may give a packet without its Ethernet header (`mac_len` is lost
+    // where XDP copied the packet). The kernel's own path does not mind.
+    if frame.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes()) {
+        return Ok(Verdict::Pass);
+    }
     let received = match trust::outer(&frame, config)? {
         Outer::NotOurs | Outer::Kernel => return Ok(Verdict::Pass),
         Outer::Vxlan(received) => received,
@@ -69,6 +74,14 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
         // device takes it both ways, and `from_overlay` answers.
         Inner::Arp => return Ok(Verdict::Pass),
     };
+    // SAFETY: the context is the one the kernel gave us.
+    let segment = unsafe { (*ctx.skb.skb).gso_size };
+    if segment != 0 && ip.protocol == ipv4::UDP {
+        // Datagrams in one GSO packet (`UDP_SEGMENT`), which the receiving socket's kernel cuts. It
+        // would still take it for a tunnel's: `bpf_skb_adjust_room` cannot take that mark off, and
+        // the kernel's device does. TCP is delivered uncut, where the mark does no harm.
+        return Ok(Verdict::Pass);
+    }
     let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
     let tos = ecn::decapsulate(ip.tos, received.tos).ok_or(DropReason::EcnInvalid)?;
     decapsulate(ctx, &eth, &ip, tos, endpoint).ok_or(DropReason::DecapFailed)?;

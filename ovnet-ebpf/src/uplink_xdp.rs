@@ -1,12 +1,12 @@
 //! Wire → container before an skb exists: the trust filter, decapsulation and redirection.
 //!
-//! What it does not take (everything not ours, ARP, fragments, UDP checksums) goes on to
-//! `from_uplink`, which decides again.
+//! What it does not take (everything not ours, ARP, fragments, UDP checksums, merged packets) goes
+//! on to `from_uplink`, which decides again.
 
 use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
 use ovnet_common::{
     ecn,
-    headers::ethernet,
+    headers::{ethernet, ipv4},
     verdict::{DropReason, Verdict},
     vxlan,
 };
@@ -44,6 +44,9 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
         Inner::Ipv4(eth, ip) => (eth, ip),
         Inner::Arp => return Ok(Verdict::Pass),
     };
+    if is_merged(&frame, received.vni) {
+        return Ok(Verdict::Pass);
+    }
     let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
     let tos = ecn::decapsulate(ip.tos, received.tos).ok_or(DropReason::EcnInvalid)?;
     let (mac, ifindex) = (endpoint.mac, endpoint.ifindex);
@@ -60,4 +63,20 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
         mark(&frame, &ip, tos).ok_or(DropReason::DecapFailed)?;
     }
     Ok(Verdict::Deliver(ifindex))
+}
+
+/// Whether the inner packet is longer than its network's MTU: several that GRO or the sender merged.
+/// Generic XDP runs after GRO and sees such packets, but a redirect drops what is longer than the
+/// target's MTU. TC, or the kernel's device, delivers them whole.
+#[inline(always)]
+fn is_merged(frame: &Frame, vni: u32) -> bool {
+    /// What every network carries, so that short packets are spared the lookup.
+    const SHORT: u16 = 500;
+    let Some(length) = frame.read(vxlan::INNER_PACKET + ipv4::TOTAL_LENGTH) else {
+        return false;
+    };
+    // Zero is a packet of more than IPv4 can say (BIG TCP).
+    let length = u16::from_be_bytes(length);
+    let long = length == 0 || length > SHORT;
+    long && maps::network(vni).is_some_and(|network| length == 0 || length > network.mtu)
 }

@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod compare;
 pub mod consul;
 pub mod fixture;
+pub mod lab;
 pub mod model;
 pub mod packet;
 pub mod privilege;
