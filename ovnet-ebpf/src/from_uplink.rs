@@ -74,6 +74,7 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
         // device takes it both ways, and `from_overlay` answers.
         Inner::Arp => return Ok(Verdict::Pass),
     };
+    let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
     // SAFETY: the context is the one the kernel gave us.
     let segment = unsafe { (*ctx.skb.skb).gso_size };
     if segment != 0 && ip.protocol == ipv4::UDP {
@@ -82,7 +83,6 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
         // the kernel's device does. TCP is delivered uncut, where the mark does no harm.
         return Ok(Verdict::Pass);
     }
-    let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
     let tos = ecn::decapsulate(ip.tos, received.tos).ok_or(DropReason::EcnInvalid)?;
     decapsulate(ctx, &eth, &ip, tos, endpoint).ok_or(DropReason::DecapFailed)?;
     Ok(Verdict::Deliver(endpoint.ifindex))

@@ -44,10 +44,10 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
         Inner::Ipv4(eth, ip) => (eth, ip),
         Inner::Arp => return Ok(Verdict::Pass),
     };
+    let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
     if is_merged(&frame, received.vni) {
         return Ok(Verdict::Pass);
     }
-    let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
     let tos = ecn::decapsulate(ip.tos, received.tos).ok_or(DropReason::EcnInvalid)?;
     let (mac, ifindex) = (endpoint.mac, endpoint.ifindex);
     // The inner Ethernet header is in place already; removing the outer bytes is all.

@@ -24,11 +24,11 @@ pub fn predict(tables: &Tables, input: &Input) -> (Verdict, Vec<u8>) {
         Program::FromUplink => {
             let for_us = bytes::<6>(&frame, 0) == Some(HOST_A.mac) && input.vlan == 0;
             match for_us {
-                true => from_wire(tables, &mut frame, input.gso_size != 0),
+                true => from_wire(tables, &mut frame, Hook::Tc { gso: input.gso_size != 0 }),
                 false => Ok(Verdict::Pass),
             }
         }
-        Program::UplinkXdp => from_wire(tables, &mut frame, false),
+        Program::UplinkXdp => from_wire(tables, &mut frame, Hook::Xdp),
     };
     (result.unwrap_or_else(Verdict::Drop), frame)
 }
@@ -184,8 +184,16 @@ fn route(ifindex: u32, to: Address, length: usize) -> Result<Mac, Slow> {
     if length > mtu { Err(Slow::FragmentationNeeded) } else { next_hop }
 }
 
-/// from_uplink and uplink_xdp: `resize_fails` where the kernel refuses to shrink the packet.
-fn from_wire(tables: &Tables, frame: &mut Vec<u8>, resize_fails: bool) -> Result<Verdict, Drop> {
+/// Where a packet of the wire is met.
+enum Hook {
+    /// At TC; a GSO packet is of no known type in a test run, and the kernel does not shrink it.
+    Tc { gso: bool },
+    /// At XDP.
+    Xdp,
+}
+
+/// from_uplink and uplink_xdp.
+fn from_wire(tables: &Tables, frame: &mut Vec<u8>, hook: Hook) -> Result<Verdict, Drop> {
     let config = &tables.config;
     if word(frame, 12) != Some(0x0800) {
         return Ok(Verdict::Pass);
@@ -218,8 +226,16 @@ fn from_wire(tables: &Tables, frame: &mut Vec<u8>, resize_fails: bool) -> Result
         _ => return Err(Drop::EtherType),
     };
     let to = trusted(tables, vni, address(12), &ip)?;
+    let long = |mtu: u16| ip.length == 0 || ip.length > mtu.max(500);
+    let several = match hook {
+        Hook::Tc { gso } => gso && ip.protocol == 17,
+        Hook::Xdp => tables.networks.get(&vni).is_some_and(|network| long(network.mtu)),
+    };
+    if several {
+        return Ok(Verdict::Pass);
+    }
     let ecn = merged(ip.tos & 3, fixed[1] & 3).ok_or(Drop::EcnInvalid)?;
-    if resize_fails {
+    if matches!(hook, Hook::Tc { gso: true }) {
         return Err(Drop::DecapFailed);
     }
     *frame = inner;
@@ -320,6 +336,7 @@ fn endpoint(tables: &Tables, vni: u32, address: Address) -> Option<&EndpointValu
 struct Header {
     version_ihl: u8,
     tos: u8,
+    length: u16,
     fragment: u16,
     protocol: u8,
     source: Address,
@@ -336,6 +353,7 @@ impl Header {
         Some(Ok(Self {
             version_ihl: header[0],
             tos: header[1],
+            length: u16::from_be_bytes([header[2], header[3]]),
             fragment: u16::from_be_bytes([header[6], header[7]]),
             protocol: header[9],
             source: bytes(&header, 12)?,
