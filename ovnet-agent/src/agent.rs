@@ -38,6 +38,7 @@ async fn run(config: Config) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("ovnet-agent must run as root: it loads programs and makes interfaces");
     }
+    check::require_kernel()?;
     let node = config.names.node()?;
     let consul = Consul::new(&config.consul, &config.names.prefix, &node)?;
     let net = Net::open()?;
