@@ -20,6 +20,8 @@ use crate::tools;
 const CONSUL_HOST: &str = "docker01";
 /// Its HTTP port.
 const CONSUL_PORT: u16 = 8500;
+/// Setting that makes a single server leader sooner after a start.
+const RAFT: &str = "performance { raft_multiplier = 1 }";
 /// How long an agent may take to withdraw and end.
 const STOP: Duration = Duration::from_secs(15);
 
@@ -46,7 +48,8 @@ impl Lab {
         state.consul.as_ref().filter(|consul| consul.process.is_alive()).map(|c| c.kind.clone())
     }
 
-    /// Starts Consul on `docker01` and waits until it answers. It keeps its data in memory.
+    /// Starts Consul on `docker01` and waits until it answers. It keeps its data in memory, or in
+    /// the lab's folder with [`Options::durable_consul`](super::Options::durable_consul).
     ///
     /// # Errors
     /// There is none to be had, or it does not answer.
@@ -56,9 +59,17 @@ impl Lab {
         let (kind, argv) = match consul_binary().filter(|_| !self.options().stand_in) {
             Some(binary) => {
                 let binary = binary.display().to_string();
-                let arguments = ["agent", "-dev", "-client", "0.0.0.0", "-bind", &at];
-                let quiet = ["-node", "consul", "-hcl", "disable_update_check = true"];
-                let all = arguments.iter().chain(&quiet).map(|text| (*text).to_owned());
+                let data = self.folder().join("consul-data").display().to_string();
+                let mode: &[&str] = if self.options().durable_consul {
+                    &["-server", "-bootstrap-expect", "1", "-data-dir", &data]
+                } else {
+                    &["-dev"]
+                };
+                let arguments = ["agent", "-client", "0.0.0.0", "-bind", &at, "-node", "consul"];
+                // With one server nobody else can have a newer term: it need not wait to lead.
+                let quick = ["-hcl", "disable_update_check = true", "-hcl", RAFT];
+                let all = arguments.iter().chain(mode).chain(&quick);
+                let all = all.map(|text| (*text).to_owned());
                 (consul_version(&binary), [binary].into_iter().chain(all).collect::<Vec<_>>())
             }
             None => {
@@ -84,7 +95,7 @@ impl Lab {
         })
     }
 
-    /// Kills Consul. What it knew is lost, as with a new server: it keeps its data in memory.
+    /// Kills Consul. What it knew is lost, as with a new server, unless its data is durable.
     ///
     /// # Errors
     /// It does not end.
@@ -92,6 +103,11 @@ impl Lab {
         let consul = self.state().consul.take();
         self.record()?;
         consul.map_or(Ok(()), |consul| consul.process.end(Signal::SIGKILL, STOP))
+    }
+
+    /// The process of Consul, while it runs: to be stopped and continued, as a machine in trouble.
+    pub fn consul_process(&self) -> Option<Process> {
+        self.state().consul.as_ref().map(|consul| consul.process).filter(Process::is_alive)
     }
 
     /// Starts the agent of every host and waits until all answer.
