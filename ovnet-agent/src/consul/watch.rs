@@ -150,6 +150,14 @@ impl Records {
             Self::Endpoints(folder) => folder.kept().collect(),
         }
     }
+
+    fn lacks_sentinel(&self) -> bool {
+        match self {
+            Self::Hosts(folder) => folder.lacks_sentinel(),
+            Self::Networks(folder) => folder.lacks_sentinel(),
+            Self::Endpoints(folder) => folder.lacks_sentinel(),
+        }
+    }
 }
 
 struct Answer {
@@ -335,7 +343,10 @@ impl Watch {
         for subject in others {
             self.generations += 1;
             let generation = self.generations;
-            let query = self.query(subject.clone(), generation, Duration::ZERO, 0, false);
+            // The query that is given up here may have been about to make the sentinel.
+            let make_sentinel =
+                self.watched.get(&subject).is_some_and(|it| it.records.lacks_sentinel());
+            let query = self.query(subject.clone(), generation, Duration::ZERO, 0, make_sentinel);
             if let Some(watched) = self.watched.get_mut(&subject) {
                 std::mem::replace(&mut watched.query, query).abort();
                 watched.generation = generation;

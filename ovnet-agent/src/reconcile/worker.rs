@@ -304,6 +304,12 @@ impl Worker {
                         interface = uplink.link.name, address = %uplink.address,
                         mtu = uplink.link.mtu, "the uplink changed"
                     );
+                    // Before the lease writes the new address, on a connection that works.
+                    if uplink.address != self.uplink.address
+                        && let Err(error) = self.shared.consul.reconnect()
+                    {
+                        notes.push(format!("{error:#}"));
+                    }
                     self.uplink = uplink;
                 }
             }
