@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getpgid};
 use serde::{Deserialize, Serialize};
 
 use super::{Lab, Process, READY, UPLINK, wait_until};
@@ -20,6 +21,8 @@ use crate::tools;
 const CONSUL_HOST: &str = "docker01";
 /// Its HTTP port.
 const CONSUL_PORT: u16 = 8500;
+/// Where a durable one keeps its data: in the host, and gone with it.
+pub const CONSUL_DATA: &str = "/run/consul";
 /// Setting that makes a single server leader sooner after a start.
 const RAFT: &str = "performance { raft_multiplier = 1 }";
 /// How long an agent may take to withdraw and end.
@@ -49,7 +52,7 @@ impl Lab {
     }
 
     /// Starts Consul on `docker01` and waits until it answers. It keeps its data in memory, or in
-    /// the lab's folder with [`Options::durable_consul`](super::Options::durable_consul).
+    /// [`CONSUL_DATA`] with [`Options::durable_consul`](super::Options::durable_consul).
     ///
     /// # Errors
     /// There is none to be had, or it does not answer.
@@ -59,9 +62,8 @@ impl Lab {
         let (kind, argv) = match consul_binary().filter(|_| !self.options().stand_in) {
             Some(binary) => {
                 let binary = binary.display().to_string();
-                let data = self.folder().join("consul-data").display().to_string();
                 let mode: &[&str] = if self.options().durable_consul {
-                    &["-server", "-bootstrap-expect", "1", "-data-dir", &data]
+                    &["-server", "-bootstrap-expect", "1", "-data-dir", CONSUL_DATA]
                 } else {
                     &["-dev"]
                 };
@@ -105,9 +107,17 @@ impl Lab {
         consul.map_or(Ok(()), |consul| consul.process.end(Signal::SIGKILL, STOP))
     }
 
-    /// The process of Consul, while it runs: to be stopped and continued, as a machine in trouble.
-    pub fn consul_process(&self) -> Option<Process> {
-        self.state().consul.as_ref().map(|consul| consul.process).filter(Process::is_alive)
+    /// Halts Consul, as a machine in trouble does, until the result is dropped.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn halt_consul(&self) -> Result<Halted> {
+        let consul = self.state().consul.as_ref().map(|consul| consul.process);
+        let consul = consul.filter(Process::is_alive).context("Consul does not run")?;
+        // The nsenter in front of it halts with it, and could not collect it when it ends.
+        let group = getpgid(Some(Pid::from_raw(consul.pid))).context("Consul's process group")?;
+        consul.signal(Signal::SIGSTOP)?;
+        Ok(Halted(group))
     }
 
     /// Starts the agent of every host and waits until all answer.
@@ -222,6 +232,16 @@ impl Lab {
                 Ok(child)
             },
         )
+    }
+}
+
+/// A Consul that is halted until this is dropped.
+pub struct Halted(Pid);
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        // It may have been killed meanwhile.
+        let _ = killpg(self.0, Signal::SIGCONT);
     }
 }
 
