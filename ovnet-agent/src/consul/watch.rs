@@ -331,15 +331,26 @@ impl Watch {
             watched.query = query;
         }
         if start_over {
-            self.start_over(&subject);
+            self.start_over(|other| *other != subject);
+        } else if subject == Subject::Networks {
+            // A network that was put back may be one whose folder of endpoints waits for it.
+            let lacking: BTreeSet<_> = self
+                .watched
+                .iter()
+                .filter(|(other, it)| {
+                    matches!(other, Subject::Endpoints(_)) && it.records.lacks_sentinel()
+                })
+                .map(|(other, _)| other.clone())
+                .collect();
+            self.start_over(|other| lacking.contains(other));
         }
         self.publish();
     }
 
-    /// Reads every other folder from the start: a query that waits for an index that Consul will
-    /// not reach for a long time would see nothing until it times out.
-    fn start_over(&mut self, but: &Subject) {
-        let others: Vec<_> = self.watched.keys().filter(|other| *other != but).cloned().collect();
+    /// Reads folders from the start: a query that waits for an index that Consul will not reach for
+    /// a long time would see nothing until it times out.
+    fn start_over(&mut self, which: impl Fn(&Subject) -> bool) {
+        let others: Vec<_> = self.watched.keys().filter(|other| which(other)).cloned().collect();
         for subject in others {
             self.generations += 1;
             let generation = self.generations;

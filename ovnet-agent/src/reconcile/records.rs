@@ -61,6 +61,12 @@ impl OwnRecords {
         }
         for (endpoint, _) in local {
             let LocalEndpoint { record, network, .. } = endpoint;
+            let read = snapshot.endpoints.get(&network.id);
+            let found = read.map(|endpoints| endpoints.get(&record.address));
+            if found == Some(Some(record)) {
+                // Its attach wrote the record: it is over.
+                self.added.remove(&record.id);
+            }
             if self.added.contains_key(&record.id) {
                 continue;
             }
@@ -70,8 +76,6 @@ impl OwnRecords {
             {
                 self.restore(network);
             }
-            let read = snapshot.endpoints.get(&network.id);
-            let found = read.map(|endpoints| endpoints.get(&record.address));
             if snapshot.has_lost_endpoint(&network.id, record.address)
                 || found.is_some_and(|found| found != Some(record))
             {
