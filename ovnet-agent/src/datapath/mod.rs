@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 pub use attach::unhook;
 use aya::Ebpf;
 pub use events::spawn_reader;
-pub use load::{DatapathLog, object_is_missing};
+pub use load::{DatapathLog, object_is_missing, require_bpffs};
 pub use maps::{Maps, Tables};
 use ovnet_common::abi::{ABI_VERSION, Program};
 
