@@ -36,7 +36,11 @@ impl Cluster {
         let links = links.map(|name| name.split('@').next().unwrap_or(name).to_owned());
         Footprint {
             links: links.filter(|name| name.starts_with("ovnet")).collect(),
-            pins: tree(&root.join("sys/fs/bpf")),
+            // The kernel's own are there too: maps.debug, progs.debug.
+            pins: tree(&root.join("sys/fs/bpf"))
+                .into_iter()
+                .filter(|pin| pin.starts_with("ovnet"))
+                .collect(),
             state: tree(&root.join("var/lib/ovnet")),
             sockets: tree(&root.join("run/ovnet")),
             entries: self.entries(host),
