@@ -375,16 +375,4 @@ mod tests {
         service.attach(attach(&id, "t2")).await.unwrap();
         assert!(service.attach(attach(&id[..3], "t3")).await.is_err());
     }
-
-    #[test]
-    fn the_mtu_is_the_smaller_of_the_networks_and_what_the_uplink_carries() {
-        let mut network = fake::network("n", 4096);
-        assert_eq!(endpoint_mtu(&network, Some(1500)), 1450);
-        assert_eq!(endpoint_mtu(&network, Some(9000)), 8950);
-        assert_eq!(endpoint_mtu(&network, None), 1450);
-        network.mtu = Some(1300);
-        assert_eq!(endpoint_mtu(&network, Some(1500)), 1300);
-        network.mtu = Some(9000);
-        assert_eq!(endpoint_mtu(&network, Some(1500)), 1450);
-    }
 }
