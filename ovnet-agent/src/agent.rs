@@ -11,7 +11,7 @@ use crate::{
     cleanup,
     config::{Arguments, Cleanup, Command, Config},
     consul::{Consul, Lease, Pool, Watcher},
-    datapath::{Datapath, LoadOptions},
+    datapath::{self, Datapath, LoadOptions},
     net::Net,
     reconcile::{Options, Reconciler, host_record},
     service::{
@@ -38,11 +38,13 @@ async fn run(config: Config) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("ovnet-agent must run as root: it loads programs and makes interfaces");
     }
+    check::require_kernel()?;
     let node = config.names.node()?;
     let consul = Consul::new(&config.consul, &config.names.prefix, &node)?;
     let net = Net::open()?;
     // Looked at before anything is made: wrong input changes nothing.
     let uplink = net.uplink(&config.advertise).await?;
+    datapath::require_bpffs(&config.folders.bpffs)?;
     let pool = Pool { subnet: config.default_pool, size: config.default_pool_size };
     let socket = api::socket::Socket::bind(&config.folders.socket)?;
     let datapath = Datapath::load(&LoadOptions {

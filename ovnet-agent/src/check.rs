@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::net::{EXTERNAL, Net, Uplink, native_xdp_keeps_offloads};
@@ -172,13 +172,25 @@ fn version(release: &str) -> Option<(u32, u32)> {
 
 fn kernel() -> Row {
     let release = release();
-    match version(&release) {
-        Some(version) if version >= OLDEST => ok("kernel", release),
-        Some(_) => {
-            fail("kernel", release, format!("{}.{} is the oldest that works", OLDEST.0, OLDEST.1))
-        }
-        None => warn("kernel", release, "this release has no number that can be read"),
+    match (version(&release), recent_enough(&release)) {
+        (Some(_), Ok(())) => ok("kernel", release),
+        (Some(_), Err(error)) => fail("kernel", release, format!("{error:#}")),
+        (None, _) => warn("kernel", release, "this release has no number that can be read"),
     }
+}
+
+/// Refuses a kernel that the programs are not written for, before anything is made.
+pub fn require_kernel() -> Result<()> {
+    let release = release();
+    recent_enough(&release).with_context(|| format!("Linux {release} is too old"))
+}
+
+/// A release whose number cannot be read is given the benefit of the doubt.
+fn recent_enough(release: &str) -> Result<()> {
+    if version(release).is_some_and(|version| version < OLDEST) {
+        bail!("{}.{} is the oldest kernel that works", OLDEST.0, OLDEST.1);
+    }
+    Ok(())
 }
 
 fn tc() -> Row {
@@ -351,6 +363,19 @@ mod tests {
         assert_eq!(version("6.6"), Some((6, 6)));
         assert_eq!(version("six"), None);
         assert!(version("5.9.1") < Some(OLDEST) && version("6.12.0") > Some(TCX));
+    }
+
+    #[test]
+    fn a_kernel_too_old_is_refused_and_one_without_number_is_not() {
+        for old in ["5.14.21-default", "5.4.0-182-generic", "4.19.0-27-amd64"] {
+            assert_eq!(
+                format!("{:#}", recent_enough(old).unwrap_err()),
+                "5.15 is the oldest kernel that works"
+            );
+        }
+        for good in ["5.15.0", "6.1.0-18-amd64", "10.0.0", "six"] {
+            recent_enough(good).unwrap();
+        }
     }
 
     #[test]

@@ -78,6 +78,19 @@ impl StateFolder {
         Ok(endpoints)
     }
 
+    /// The ids of all endpoints that have a file, readable or not.
+    pub fn ids(&self) -> Result<Vec<String>> {
+        let listed = || format!("list {}", self.endpoints.display());
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&self.endpoints).with_context(listed)? {
+            let path = entry.with_context(listed)?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                ids.extend(path.file_stem().and_then(|id| id.to_str()).map(str::to_owned));
+            }
+        }
+        Ok(ids)
+    }
+
     /// Writes or replaces an endpoint's file, on disk before this returns.
     pub fn store(&self, endpoint: &LocalEndpoint) -> Result<()> {
         let path = self.path(&endpoint.record.id);
@@ -183,6 +196,9 @@ mod tests {
         state.store(&endpoint("a")).unwrap();
         fs::write(state.path("b"), b"{").unwrap();
         assert_eq!(state.load().unwrap(), [endpoint("a")]);
+        let mut ids = state.ids().unwrap();
+        ids.sort();
+        assert_eq!(ids, ["a", "b"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod bpf;
+pub mod cluster;
 pub mod compare;
 pub mod consul;
 pub mod fixture;

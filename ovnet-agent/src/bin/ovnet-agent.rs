@@ -1,6 +1,6 @@
 //! The agent; see [`ovnet_agent::agent`].
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use ovnet_agent::{
@@ -40,7 +40,11 @@ fn start_log(format: LogFormat) {
         // say what failed ourselves, once.
         .add_directive("consulrs=off".parse().unwrap_or_else(|_| LevelFilter::INFO.into()))
         .add_directive("rustify=off".parse().unwrap_or_else(|_| LevelFilter::INFO.into()));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        // A file or the journal keeps colours as garbage between the words.
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

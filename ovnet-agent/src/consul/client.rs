@@ -2,7 +2,11 @@
 //!
 //! Everything here is bounded in time. Keys are given and returned without the prefix.
 
-use std::{env, sync::Arc, time::Duration};
+use std::{
+    env,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use consulrs::{
@@ -17,7 +21,7 @@ use consulrs::{
     session,
 };
 use rustify_derive::Endpoint;
-use tokio::sync::{Mutex, MutexGuard, Semaphore};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, watch};
 
 use super::{
     connect::{build_http, parse_address},
@@ -40,7 +44,10 @@ pub struct Consul {
 }
 
 struct Inner {
-    client: ConsulClient,
+    /// Replaced as a whole, and with it its open connections, by [`Consul::reconnect`].
+    client: RwLock<Arc<ConsulClient>>,
+    /// Changed when the connections there are have become useless.
+    cut: watch::Sender<()>,
     requests: Semaphore,
     claims: Mutex<()>,
     described: String,
@@ -75,7 +82,6 @@ impl Consul {
                 "CONSUL_HTTP_TOKEN holds characters that no token has"
             );
         }
-        let http = build_http().context("prepare the connection to Consul")?;
         let settings = ConsulClientSettings {
             address: url.to_string(),
             ca_certs: Vec::new(),
@@ -85,15 +91,35 @@ impl Consul {
             verify: true,
             version: 1,
         };
-        let http = rustify::clients::reqwest::Client::new(&settings.address, http);
         let described = match url.scheme() {
             "https" => url.to_string().trim_end_matches('/').to_owned(),
             _ => url.to_string().trim_start_matches("http://").trim_end_matches('/').to_owned(),
         };
-        let client = ConsulClient { http, settings };
-        let requests = Semaphore::new(MAX_REQUESTS);
-        let (claims, node) = (Mutex::new(()), node.to_owned());
-        Ok(Self { inner: Arc::new(Inner { client, requests, claims, described, prefix, node }) })
+        let inner = Inner {
+            client: RwLock::new(Arc::new(build_client(settings)?)),
+            cut: watch::Sender::new(()),
+            requests: Semaphore::new(MAX_REQUESTS),
+            claims: Mutex::new(()),
+            described,
+            prefix,
+            node: node.to_owned(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Gives every open connection up, and with it the requests on their way, which fail. For a
+    /// host whose address changed: what was connected from the old one would wait for an answer
+    /// that cannot come, a blocking query for more than a minute.
+    pub fn reconnect(&self) -> Result<()> {
+        let settings = self.client().settings.clone();
+        let client = Arc::new(build_client(settings)?);
+        *self.inner.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        self.inner.cut.send_replace(());
+        Ok(())
+    }
+
+    fn client(&self) -> Arc<ConsulClient> {
+        self.inner.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Consul's address for messages, without credentials.
@@ -114,7 +140,7 @@ impl Consul {
 
     /// Asks whether Consul is there and has a leader.
     pub async fn ping(&self) -> Result<()> {
-        let answer = self.bounded(api::exec_with_result(&self.inner.client, Leader {})).await;
+        let answer = self.bounded(api::exec_with_result(&*self.client(), Leader {})).await;
         let leader = answer.map_err(|failure| self.explain(failure))?.response;
         ensure!(
             !leader.is_empty(),
@@ -134,7 +160,7 @@ impl Consul {
     pub(super) async fn get(&self, key: &str) -> Result<Option<Entry>> {
         let request =
             ReadKeyRequest { key: format!("{}{key}", self.inner.prefix), ..Default::default() };
-        match self.bounded(api::exec_with_result(&self.inner.client, request)).await {
+        match self.bounded(api::exec_with_result(&*self.client(), request)).await {
             Ok(mut answer) => answer.response.pop().map(|pair| self.entry(pair)).transpose(),
             Err(Failure::Answered { code: 404, .. }) => Ok(None),
             Err(failure) => Err(self.explain(failure)),
@@ -144,7 +170,7 @@ impl Consul {
     /// Reads every key of a folder (which ends in a slash) at once; `None` where there is none.
     pub(super) async fn list(&self, folder: &str) -> Result<Option<Listing>> {
         let request = self.folder_request(folder, None);
-        let answer = self.bounded(api::exec_with_result(&self.inner.client, request)).await;
+        let answer = self.bounded(api::exec_with_result(&*self.client(), request)).await;
         self.listing(answer)
     }
 
@@ -154,7 +180,9 @@ impl Consul {
         let wait = Some(format!("{}s", BLOCKING_WAIT.as_secs()));
         let limit = BLOCKING_WAIT + BLOCKING_WAIT / 16 + REQUEST_TIMEOUT;
         let request = self.folder_request(folder, Some(Blocking { index, wait }));
-        let answer = bounded(limit, api::exec_with_result(&self.inner.client, request)).await;
+        let client = self.client();
+        let request = self.unless_cut(api::exec_with_result(&*client, request));
+        let answer = bounded(limit, request).await;
         self.listing(answer)
     }
 
@@ -199,7 +227,7 @@ impl Consul {
             })
             .collect();
         let body = serde_json::to_vec(&operations).context("encode a transaction")?;
-        match self.bounded(api::exec_with_result(&self.inner.client, Transaction { body })).await {
+        match self.bounded(api::exec_with_result(&*self.client(), Transaction { body })).await {
             Ok(_) => Ok(Ok(())),
             Err(Failure::Answered { code: 409, message }) => {
                 // Everything Consul could not do is in the body of the refusal.
@@ -225,13 +253,13 @@ impl Consul {
             node_checks: Some(Vec::new()),
             ..Default::default()
         };
-        let answer = self.bounded(api::exec_with_result(&self.inner.client, request)).await;
+        let answer = self.bounded(api::exec_with_result(&*self.client(), request)).await;
         Ok(answer.map_err(|failure| self.explain(failure))?.response.id)
     }
 
     /// Renews a session; `false` where it is gone.
     pub(super) async fn renew_session(&self, id: &str) -> Result<bool> {
-        match self.bounded(session::renew(&self.inner.client, id, None)).await {
+        match self.bounded(session::renew(&*self.client(), id, None)).await {
             Ok(_) => Ok(true),
             Err(Failure::Answered { code: 404, .. }) => Ok(false),
             Err(failure) => Err(self.explain(failure)),
@@ -240,7 +268,7 @@ impl Consul {
 
     /// Ends a session; what it held is released. One that is gone is no error.
     pub(super) async fn destroy_session(&self, id: &str) -> Result<()> {
-        match self.bounded(session::delete(&self.inner.client, id, None)).await {
+        match self.bounded(session::delete(&*self.client(), id, None)).await {
             Ok(_) | Err(Failure::Answered { code: 404, .. }) => Ok(()),
             Err(failure) => Err(self.explain(failure)),
         }
@@ -254,9 +282,24 @@ impl Consul {
         bounded(REQUEST_TIMEOUT, async {
             // Acquiring fails only on a closed semaphore, and nobody closes it.
             let _turn = self.inner.requests.acquire().await.ok();
-            request.await
+            self.unless_cut(request).await
         })
         .await
+    }
+
+    /// The request's outcome, or an error as soon as [`Self::reconnect`] cuts it off.
+    async fn unless_cut<T>(
+        &self,
+        request: impl Future<Output = std::result::Result<T, ClientError>>,
+    ) -> std::result::Result<T, Failure> {
+        let mut cut = self.inner.cut.subscribe();
+        tokio::select! {
+            result = request => result.map_err(Failure::from),
+            // The sender lives as long as we do.
+            _ = cut.changed() => {
+                Err(Failure::Unreached("this host's address changed meanwhile".into()))
+            }
+        }
     }
 
     fn entry(&self, pair: KVPair) -> Result<Entry> {
@@ -329,22 +372,31 @@ enum Failure {
     Unreached(String),
 }
 
-async fn bounded<T>(
-    limit: Duration,
-    request: impl Future<Output = std::result::Result<T, ClientError>>,
-) -> std::result::Result<T, Failure> {
-    match tokio::time::timeout(limit, request).await {
-        Err(_) => Err(Failure::Unreached(format!("no answer within {} s", limit.as_secs()))),
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(ClientError::APIError { code, message })) => {
-            let message = message.unwrap_or_default().trim().to_owned();
-            Err(Failure::Answered { code, message })
-        }
-        Ok(Err(error)) => {
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::APIError { code, message } => {
+                let message = message.unwrap_or_default().trim().to_owned();
+                Self::Answered { code, message }
+            }
             // The outer errors of the chain only say that an error occurred; the innermost one is
             // the cause ("Connection refused (os error 111)").
-            let cause = anyhow::Error::from(error).root_cause().to_string();
-            Err(Failure::Unreached(cause))
+            error => Self::Unreached(anyhow::Error::from(error).root_cause().to_string()),
         }
     }
+}
+
+async fn bounded<T>(
+    limit: Duration,
+    request: impl Future<Output = std::result::Result<T, Failure>>,
+) -> std::result::Result<T, Failure> {
+    tokio::time::timeout(limit, request).await.unwrap_or_else(|_| {
+        Err(Failure::Unreached(format!("no answer within {} s", limit.as_secs())))
+    })
+}
+
+fn build_client(settings: ConsulClientSettings) -> Result<ConsulClient> {
+    let http = build_http().context("prepare the connection to Consul")?;
+    let http = rustify::clients::reqwest::Client::new(&settings.address, http);
+    Ok(ConsulClient { http, settings })
 }

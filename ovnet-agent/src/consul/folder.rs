@@ -66,6 +66,11 @@ impl<T> Folder<T> {
         self.was_read
     }
 
+    /// Whether the folder's sentinel was missing from the last answer.
+    pub(super) fn lacks_sentinel(&self) -> bool {
+        self.was_read && self.sentinel.is_none()
+    }
+
     /// The records by the end of their keys.
     pub(super) fn records(&self) -> impl Iterator<Item = (&str, &T)> {
         self.records.iter().map(|(name, record)| (name.as_str(), record))

@@ -219,7 +219,10 @@ pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2);
+        // from_str_radix() takes a sign, which is no part of an address.
+        let part = parts
+            .next()
+            .filter(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let part = part.and_then(|part| u8::from_str_radix(part, 16).ok());
         *byte = part.with_context(|| format!("mac {text:?} is not six bytes as 02:42:…"))?;
     }
@@ -290,6 +293,9 @@ mod tests {
         let endpoint = EndpointRecord::parse("10.0.0.2", ENDPOINT.as_bytes()).unwrap();
         assert_eq!(endpoint.state, EndpointState::Up);
         assert_eq!(parse_mac(&endpoint.mac).unwrap(), mac_of(endpoint.address));
+        for bad in ["02:42:0a:00:00:+2", "02:42:0a:00:00", "02:42:0a:00:00:02:03", "03:0:0:0:0:1"] {
+            assert!(parse_mac(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

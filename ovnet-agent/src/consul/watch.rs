@@ -150,6 +150,14 @@ impl Records {
             Self::Endpoints(folder) => folder.kept().collect(),
         }
     }
+
+    fn lacks_sentinel(&self) -> bool {
+        match self {
+            Self::Hosts(folder) => folder.lacks_sentinel(),
+            Self::Networks(folder) => folder.lacks_sentinel(),
+            Self::Endpoints(folder) => folder.lacks_sentinel(),
+        }
+    }
 }
 
 struct Answer {
@@ -323,19 +331,33 @@ impl Watch {
             watched.query = query;
         }
         if start_over {
-            self.start_over(&subject);
+            self.start_over(|other| *other != subject);
+        } else if subject == Subject::Networks {
+            // A network that was put back may be one whose folder of endpoints waits for it.
+            let lacking: BTreeSet<_> = self
+                .watched
+                .iter()
+                .filter(|(other, it)| {
+                    matches!(other, Subject::Endpoints(_)) && it.records.lacks_sentinel()
+                })
+                .map(|(other, _)| other.clone())
+                .collect();
+            self.start_over(|other| lacking.contains(other));
         }
         self.publish();
     }
 
-    /// Reads every other folder from the start: a query that waits for an index that Consul will
-    /// not reach for a long time would see nothing until it times out.
-    fn start_over(&mut self, but: &Subject) {
-        let others: Vec<_> = self.watched.keys().filter(|other| *other != but).cloned().collect();
+    /// Reads folders from the start: a query that waits for an index that Consul will not reach for
+    /// a long time would see nothing until it times out.
+    fn start_over(&mut self, which: impl Fn(&Subject) -> bool) {
+        let others: Vec<_> = self.watched.keys().filter(|other| which(other)).cloned().collect();
         for subject in others {
             self.generations += 1;
             let generation = self.generations;
-            let query = self.query(subject.clone(), generation, Duration::ZERO, 0, false);
+            // The query that is given up here may have been about to make the sentinel.
+            let make_sentinel =
+                self.watched.get(&subject).is_some_and(|it| it.records.lacks_sentinel());
+            let query = self.query(subject.clone(), generation, Duration::ZERO, 0, make_sentinel);
             if let Some(watched) = self.watched.get_mut(&subject) {
                 std::mem::replace(&mut watched.query, query).abort();
                 watched.generation = generation;

@@ -80,7 +80,7 @@ pub(super) fn load(folder: &Path, log: DatapathLog) -> Result<Ebpf> {
 fn prepare(folder: &Path) -> Result<PathBuf> {
     let maps = folder.join("maps");
     let parent = folder.parent().unwrap_or(folder);
-    ensure_bpffs(parent)?;
+    require_bpffs(parent)?;
     for path in [&maps, &folder.join("links")] {
         fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
     }
@@ -138,7 +138,7 @@ fn expected(name: &str) -> (MapType, u32, u32, u32) {
 }
 
 /// Fails unless the folder, or the closest parent that exists, is on a bpffs.
-fn ensure_bpffs(folder: &Path) -> Result<()> {
+pub fn require_bpffs(folder: &Path) -> Result<()> {
     let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let found = nix::sys::statfs::statfs(existing)
         .with_context(|| format!("look at {}", existing.display()))?;

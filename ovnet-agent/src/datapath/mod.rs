@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 pub use attach::unhook;
 use aya::Ebpf;
 pub use events::spawn_reader;
-pub use load::{DatapathLog, object_is_missing};
+pub use load::{DatapathLog, object_is_missing, require_bpffs};
 pub use maps::{Maps, Tables};
 use ovnet_common::abi::{ABI_VERSION, Program};
 
@@ -142,9 +142,15 @@ impl Datapath {
         attach::detach(&self.folder, self.tc, attachment)
     }
 
-    /// Removes a pinned link found by [`Self::stale_links`], which detaches its program.
+    /// Removes a pinned link found by [`Self::stale_links`], which detaches its program. One that a
+    /// detach of the same pass removed is no error.
     pub fn remove_link(&mut self, pin: &Path) -> Result<()> {
-        std::fs::remove_file(pin).with_context(|| format!("remove the link {}", pin.display()))
+        match std::fs::remove_file(pin) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove the link {}", pin.display()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

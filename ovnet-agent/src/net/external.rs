@@ -125,6 +125,7 @@ impl Net {
 
     /// Names of the vxlan devices on a UDP port, [`EXTERNAL`] left out.
     pub async fn vxlan_devices(&self, port: u16) -> Result<Vec<String>> {
+        let _alone = self.space().dumping().await;
         let messages: Vec<LinkMessage> = self
             .space()
             .rtnetlink

@@ -50,6 +50,7 @@ impl Net {
                 addresses.entry(index).or_default().push(address);
             }
         }
+        let _alone = space.dumping().await;
         let messages: Vec<LinkMessage> = space
             .rtnetlink
             .link()
@@ -95,6 +96,7 @@ impl Net {
     pub async fn routes(&self) -> Result<Vec<Ipv4Net>> {
         let mut wanted = RouteMessage::default();
         wanted.header.address_family = AddressFamily::Inet;
+        let _alone = self.space().dumping().await;
         let routes = self.space().rtnetlink.route().get(wanted).execute();
         let routes: Vec<RouteMessage> =
             routes.try_collect().await.map_err(plain).context("list the routes")?;
@@ -149,6 +151,7 @@ impl Space {
 
     /// Every IPv4 address with the ifindex it is on and its scope.
     pub(super) async fn addresses(&self) -> Result<Vec<(u32, AddressScope, Ipv4Net)>> {
+        let _alone = self.dumping().await;
         let messages: Vec<AddressMessage> = self
             .rtnetlink
             .address()

@@ -23,6 +23,7 @@ use nix::{
         statfs::{NSFS_MAGIC, fstatfs},
     },
 };
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Where `ip netns` keeps namespaces by name.
 const NAMED: &str = "/run/netns";
@@ -151,6 +152,7 @@ pub(super) struct Space {
     pub(super) rtnetlink: rtnetlink::Handle,
     /// Any socket of the namespace, for ioctls about its interfaces.
     pub(super) control: Arc<OwnedFd>,
+    dumps: Arc<Mutex<()>>,
 }
 
 impl Space {
@@ -161,7 +163,13 @@ impl Space {
             rtnetlink::new_connection().context("open a netlink socket")?;
         let control = control_socket()?;
         tokio::spawn(connection);
-        Ok(Self { namespace, rtnetlink, control })
+        Ok(Self { namespace, rtnetlink, control, dumps: Arc::default() })
+    }
+
+    /// Waits until no other list is being read from this socket, and holds others off: the kernel
+    /// answers EBUSY to a second dump on a socket (`__netlink_dump_start`).
+    pub(super) async fn dumping(&self) -> MutexGuard<'_, ()> {
+        self.dumps.lock().await
     }
 
     /// Another namespace; needs root.
@@ -177,7 +185,7 @@ impl Space {
             })
             .await?;
         tokio::spawn(connection);
-        Ok(Self { namespace, rtnetlink, control })
+        Ok(Self { namespace, rtnetlink, control, dumps: Arc::default() })
     }
 }
 

@@ -10,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::Shared;
 use crate::{
     consul::{
-        Consul, Snapshot,
+        Snapshot,
         schema::{EndpointRecord, NetworkRecord},
     },
     state::LocalEndpoint,
@@ -23,14 +24,18 @@ const SETTLE: Duration = Duration::from_secs(30);
 
 /// Keeps them. Its writes run beside the loop, one at a time per endpoint.
 pub(super) struct OwnRecords {
-    consul: Consul,
+    shared: Arc<Shared>,
     added: BTreeMap<String, Instant>,
     busy: Arc<Mutex<BTreeSet<String>>>,
+    /// Records of endpoints that are gone, by endpoint id, until Consul has released them.
+    gone: Arc<Mutex<BTreeMap<String, Gone>>>,
 }
 
+type Gone = (NetworkRecord, EndpointRecord);
+
 impl OwnRecords {
-    pub(super) fn new(consul: Consul) -> Self {
-        Self { consul, added: BTreeMap::new(), busy: Arc::default() }
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, added: BTreeMap::new(), busy: Arc::default(), gone: Arc::default() }
     }
 
     /// Notes that this endpoint is being attached now.
@@ -50,8 +55,18 @@ impl OwnRecords {
         if !whole || snapshot.consul_state != "connected" {
             return;
         }
+        let gone: Vec<Gone> = lock(&self.gone).values().cloned().collect();
+        for gone in gone {
+            self.try_release(gone);
+        }
         for (endpoint, _) in local {
             let LocalEndpoint { record, network, .. } = endpoint;
+            let read = snapshot.endpoints.get(&network.id);
+            let found = read.map(|endpoints| endpoints.get(&record.address));
+            if found == Some(Some(record)) {
+                // Its attach wrote the record: it is over.
+                self.added.remove(&record.id);
+            }
             if self.added.contains_key(&record.id) {
                 continue;
             }
@@ -61,8 +76,6 @@ impl OwnRecords {
             {
                 self.restore(network);
             }
-            let read = snapshot.endpoints.get(&network.id);
-            let found = read.map(|endpoints| endpoints.get(&record.address));
             if snapshot.has_lost_endpoint(&network.id, record.address)
                 || found.is_some_and(|found| found != Some(record))
             {
@@ -71,21 +84,30 @@ impl OwnRecords {
         }
     }
 
-    /// Removes the record of an endpoint that is gone.
+    /// Removes the record of an endpoint that is gone, now or at a repair after Consul is back.
     pub(super) fn release(&self, network: &NetworkRecord, record: &EndpointRecord) {
-        let (consul, network, record) = (self.consul.clone(), network.clone(), record.clone());
+        lock(&self.gone).insert(record.id.clone(), (network.clone(), record.clone()));
+        self.try_release((network.clone(), record.clone()));
+    }
+
+    fn try_release(&self, (network, record): Gone) {
+        let (shared, gone) = (Arc::clone(&self.shared), Arc::clone(&self.gone));
         self.spawn(record.id.clone(), async move {
-            if let Err(error) = consul.release_endpoint(&network.id, &record).await {
-                let error = format!("{error:#}");
-                tracing::warn!(error, "the record of an endpoint that is gone stays behind");
+            match shared.consul.release_endpoint(&network.id, &record).await {
+                Ok(()) => drop(lock(&gone).remove(&record.id)),
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the record of an endpoint that is gone stays until the next try"
+                ),
             }
         });
     }
 
     fn publish(&self, network: &NetworkRecord, record: &EndpointRecord) {
-        let (consul, network, record) = (self.consul.clone(), network.clone(), record.clone());
+        let (network, record) = (network.clone(), record.clone());
+        let (shared, gone) = (Arc::clone(&self.shared), Arc::clone(&self.gone));
         self.spawn(record.id.clone(), async move {
-            match consul.publish_endpoint(&network, &record).await {
+            match shared.consul.publish_endpoint(&network, &record).await {
                 Ok(()) => tracing::info!(
                     network = network.name, address = %record.address,
                     "put an endpoint's lost record back"
@@ -94,11 +116,19 @@ impl OwnRecords {
                     tracing::warn!(error = format!("{error:#}"), "an endpoint is not announced");
                 }
             }
+            // A detach forgets the endpoint first and releases the record then. One that did both
+            // while this write was on its way had its record put back by it.
+            if !shared.view().local.contains_key(&record.id) {
+                lock(&gone).insert(record.id.clone(), (network.clone(), record.clone()));
+                if shared.consul.release_endpoint(&network.id, &record).await.is_ok() {
+                    lock(&gone).remove(&record.id);
+                }
+            }
         });
     }
 
     fn restore(&self, network: &NetworkRecord) {
-        let (consul, network) = (self.consul.clone(), network.clone());
+        let (consul, network) = (self.shared.consul.clone(), network.clone());
         self.spawn(network.id.clone(), async move {
             match consul.restore_network(&network).await {
                 Ok(()) => tracing::info!(network = network.name, "put a lost network back"),
@@ -122,6 +152,6 @@ impl OwnRecords {
     }
 }
 
-fn lock(busy: &Mutex<BTreeSet<String>>) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-    busy.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -69,7 +69,7 @@ impl Worker {
         uplink: Uplink,
     ) -> Self {
         let hosts = HostTable::new(shared.options.host_grace);
-        let own_records = OwnRecords::new(shared.consul.clone());
+        let own_records = OwnRecords::new(Arc::clone(&shared));
         Self {
             shared,
             net,
@@ -91,8 +91,28 @@ impl Worker {
         self.settled = true;
         match failures.into_iter().next() {
             Some(failure) => Err(failure.error),
-            None => Ok(()),
+            None => self.remove_leftovers().await,
         }
+    }
+
+    /// Deletes the veth pairs that an agent killed in the middle of an attach left. Only at the
+    /// start, when no attach can be under way. One whose state file is there but cannot be read is
+    /// left alone with it.
+    async fn remove_leftovers(&self) -> Result<()> {
+        let ids = self.state.ids()?;
+        for Link { name, kind, .. } in self.net.links().await? {
+            let is_ours = kind.as_deref() == Some("veth")
+                && name.strip_prefix("ovnet").is_some_and(|digits| {
+                    digits.len() == 8
+                        && digits.bytes().all(|it| it.is_ascii_hexdigit())
+                        && !ids.iter().any(|id| id.starts_with(digits))
+                });
+            if is_ours {
+                tracing::info!(name, "removing the interface of an attach that was cut short");
+                self.net.delete_link(&name).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs until it is told to stop, and gives the lease back to be withdrawn.
@@ -284,6 +304,12 @@ impl Worker {
                         interface = uplink.link.name, address = %uplink.address,
                         mtu = uplink.link.mtu, "the uplink changed"
                     );
+                    // Before the lease writes the new address, on a connection that works.
+                    if uplink.address != self.uplink.address
+                        && let Err(error) = self.shared.consul.reconnect()
+                    {
+                        notes.push(format!("{error:#}"));
+                    }
                     self.uplink = uplink;
                 }
             }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
-use ovnet_common::vxlan;
 use uuid::Uuid;
 
 use super::{
@@ -14,6 +13,7 @@ use super::{
 use crate::{
     api::types::{Attach, EndpointView},
     consul::schema::{EndpointRecord, EndpointState, NetworkRecord, parse_mac},
+    desired::endpoint_mtu,
     state::LocalEndpoint,
 };
 
@@ -104,7 +104,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
 
         let mac = parse_mac(&record.mac)
             .with_context(|| format!("read the record of endpoint {}", record.address))?;
-        let mtu = endpoint_mtu(network, self.wiring().uplink_mtu());
+        let mtu = endpoint_mtu(network, self.wiring().uplink_mtu().unwrap_or(USUAL_MTU));
         let request = VethRequest {
             host_ifname: host_ifname.clone(),
             netns: netns.clone(),
@@ -174,14 +174,6 @@ impl<R: Records, W: Wiring> Service<R, W> {
 
 fn undone_line(cause: &anyhow::Error, left: &[String]) -> String {
     format!("{}; and undoing it failed: {}", one_line(cause), left.join("; "))
-}
-
-/// The MTU of an endpoint's interface: what the network asks for, but never more than the uplink
-/// carries once the outer headers are added.
-fn endpoint_mtu(network: &NetworkRecord, uplink: Option<u32>) -> u32 {
-    let overhead = u32::try_from(vxlan::OVERHEAD).unwrap_or(u32::MAX);
-    let carried = uplink.unwrap_or(USUAL_MTU).saturating_sub(overhead);
-    network.mtu.map_or(carried, |mtu| mtu.min(carried))
 }
 
 /// A new endpoint's id, 64 hexadecimal digits as Docker's, and the name of its host-side veth,
@@ -382,17 +374,5 @@ mod tests {
         service.attach(attach(&id[..6], "t1")).await.unwrap();
         service.attach(attach(&id, "t2")).await.unwrap();
         assert!(service.attach(attach(&id[..3], "t3")).await.is_err());
-    }
-
-    #[test]
-    fn the_mtu_is_the_smaller_of_the_networks_and_what_the_uplink_carries() {
-        let mut network = fake::network("n", 4096);
-        assert_eq!(endpoint_mtu(&network, Some(1500)), 1450);
-        assert_eq!(endpoint_mtu(&network, Some(9000)), 8950);
-        assert_eq!(endpoint_mtu(&network, None), 1450);
-        network.mtu = Some(1300);
-        assert_eq!(endpoint_mtu(&network, Some(1500)), 1300);
-        network.mtu = Some(9000);
-        assert_eq!(endpoint_mtu(&network, Some(1500)), 1450);
     }
 }

@@ -164,6 +164,7 @@ fn bring_up(up: Up, prefix: String) -> Result<()> {
         agent_args: up.agent_args,
         bin_dir,
         stand_in: up.stand_in,
+        durable_consul: false,
         life: Life::Stays,
     })?;
     print!("{}", lab.picture()?);

@@ -38,6 +38,7 @@ pub use self::options::{Life, Options};
 pub use self::prepare::default_bin_dir;
 pub(crate) use self::prepare::{bring, build};
 pub use self::process::{Process, wait_until};
+pub use self::services::{CONSUL_DATA, Halted};
 pub(crate) use self::status::table;
 pub use self::wire::{UPLINK, Wire};
 

@@ -27,6 +27,8 @@ pub struct Options {
     pub bin_dir: Option<PathBuf>,
     /// Run the development stand-in even where there is a Consul.
     pub stand_in: bool,
+    /// Whether Consul keeps its data over a restart, as a server does, and not in memory only.
+    pub durable_consul: bool,
     /// How long the lab lasts.
     pub life: Life,
 }
@@ -43,6 +45,7 @@ impl Default for Options {
             agent_args: Vec::new(),
             bin_dir: None,
             stand_in: false,
+            durable_consul: false,
             life: Life::Bound,
         }
     }

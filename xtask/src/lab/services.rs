@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getpgid};
 use serde::{Deserialize, Serialize};
 
 use super::{Lab, Process, READY, UPLINK, wait_until};
@@ -20,6 +21,10 @@ use crate::tools;
 const CONSUL_HOST: &str = "docker01";
 /// Its HTTP port.
 const CONSUL_PORT: u16 = 8500;
+/// Where a durable one keeps its data: in the host, and gone with it.
+pub const CONSUL_DATA: &str = "/run/consul";
+/// Setting that makes a single server leader sooner after a start.
+const RAFT: &str = "performance { raft_multiplier = 1 }";
 /// How long an agent may take to withdraw and end.
 const STOP: Duration = Duration::from_secs(15);
 
@@ -46,7 +51,8 @@ impl Lab {
         state.consul.as_ref().filter(|consul| consul.process.is_alive()).map(|c| c.kind.clone())
     }
 
-    /// Starts Consul on `docker01` and waits until it answers. It keeps its data in memory.
+    /// Starts Consul on `docker01` and waits until it answers. It keeps its data in memory, or in
+    /// [`CONSUL_DATA`] with [`Options::durable_consul`](super::Options::durable_consul).
     ///
     /// # Errors
     /// There is none to be had, or it does not answer.
@@ -56,9 +62,16 @@ impl Lab {
         let (kind, argv) = match consul_binary().filter(|_| !self.options().stand_in) {
             Some(binary) => {
                 let binary = binary.display().to_string();
-                let arguments = ["agent", "-dev", "-client", "0.0.0.0", "-bind", &at];
-                let quiet = ["-node", "consul", "-hcl", "disable_update_check = true"];
-                let all = arguments.iter().chain(&quiet).map(|text| (*text).to_owned());
+                let mode: &[&str] = if self.options().durable_consul {
+                    &["-server", "-bootstrap-expect", "1", "-data-dir", CONSUL_DATA]
+                } else {
+                    &["-dev"]
+                };
+                let arguments = ["agent", "-client", "0.0.0.0", "-bind", &at, "-node", "consul"];
+                // With one server nobody else can have a newer term: it need not wait to lead.
+                let quick = ["-hcl", "disable_update_check = true", "-hcl", RAFT];
+                let all = arguments.iter().chain(mode).chain(&quick);
+                let all = all.map(|text| (*text).to_owned());
                 (consul_version(&binary), [binary].into_iter().chain(all).collect::<Vec<_>>())
             }
             None => {
@@ -84,7 +97,7 @@ impl Lab {
         })
     }
 
-    /// Kills Consul. What it knew is lost, as with a new server: it keeps its data in memory.
+    /// Kills Consul. What it knew is lost, as with a new server, unless its data is durable.
     ///
     /// # Errors
     /// It does not end.
@@ -92,6 +105,19 @@ impl Lab {
         let consul = self.state().consul.take();
         self.record()?;
         consul.map_or(Ok(()), |consul| consul.process.end(Signal::SIGKILL, STOP))
+    }
+
+    /// Halts Consul, as a machine in trouble does, until the result is dropped.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn halt_consul(&self) -> Result<Halted> {
+        let consul = self.state().consul.as_ref().map(|consul| consul.process);
+        let consul = consul.filter(Process::is_alive).context("Consul does not run")?;
+        // The nsenter in front of it halts with it, and could not collect it when it ends.
+        let group = getpgid(Some(Pid::from_raw(consul.pid))).context("Consul's process group")?;
+        consul.signal(Signal::SIGSTOP)?;
+        Ok(Halted(group))
     }
 
     /// Starts the agent of every host and waits until all answer.
@@ -206,6 +232,16 @@ impl Lab {
                 Ok(child)
             },
         )
+    }
+}
+
+/// A Consul that is halted until this is dropped.
+pub struct Halted(Pid);
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        // It may have been killed meanwhile.
+        let _ = killpg(self.0, Signal::SIGCONT);
     }
 }
 
