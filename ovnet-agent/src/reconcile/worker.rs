@@ -1,7 +1,9 @@
 //! The loop itself and one pass of it.
 
+mod sandboxes;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,10 +20,10 @@ use crate::{
         schema::{HostRecord, VERSION},
     },
     datapath::Tables,
-    desired::{Inputs, UplinkView, desired, endpoint_mtu},
+    desired::{Inputs, UplinkView, desired},
     diff::{Actual, Op, diff},
     hosts::HostTable,
-    net::{self, Link, Net, Uplink},
+    net::{self, Net, Uplink},
     state::{LocalEndpoint, StateFolder},
 };
 
@@ -93,26 +95,6 @@ impl Worker {
             Some(failure) => Err(failure.error),
             None => self.remove_leftovers().await,
         }
-    }
-
-    /// Deletes the veth pairs that an agent killed in the middle of an attach left. Only at the
-    /// start, when no attach can be under way. One whose state file is there but cannot be read is
-    /// left alone with it.
-    async fn remove_leftovers(&self) -> Result<()> {
-        let ids = self.state.ids()?;
-        for Link { name, kind, .. } in self.net.links().await? {
-            let is_ours = kind.as_deref() == Some("veth")
-                && name.strip_prefix("ovnet").is_some_and(|digits| {
-                    digits.len() == 8
-                        && digits.bytes().all(|it| it.is_ascii_hexdigit())
-                        && !ids.iter().any(|id| id.starts_with(digits))
-                });
-            if is_ours {
-                tracing::info!(name, "removing the interface of an attach that was cut short");
-                self.net.delete_link(&name).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Runs until it is told to stop, and gives the lease back to be withdrawn.
@@ -284,7 +266,8 @@ impl Worker {
         view.offloads = offloads;
         view.repairs += u64::from(whole && changed && self.settled);
         notes.extend(failures.iter().map(|failure| format!("{:#}", failure.error)));
-        notes.extend(lease.problem());
+        // At the start nothing is announced yet, which is no problem.
+        notes.extend(lease.problem().filter(|_| self.settled));
         if view.errors != notes {
             for note in notes.iter().filter(|note| !view.errors.contains(note)) {
                 tracing::warn!("{note}");
@@ -322,84 +305,6 @@ impl Worker {
         ));
     }
 
-    /// The local endpoints whose veth is there, each with its ifindex. An endpoint whose veth is
-    /// gone lost its sandbox: it is withdrawn.
-    async fn wired(&mut self, links: &[Link]) -> Vec<(LocalEndpoint, u32)> {
-        let by_name: BTreeMap<&str, u32> =
-            links.iter().map(|link| (link.name.as_str(), link.index)).collect();
-        let local: Vec<LocalEndpoint> = self.shared.view().local.values().cloned().collect();
-        let mut wired = Vec::with_capacity(local.len());
-        for endpoint in local {
-            match by_name.get(endpoint.host_ifname.as_str()) {
-                Some(ifindex) => wired.push((endpoint, *ifindex)),
-                // Attached while the list of links was on its way: ask again, by name.
-                None => match self.net.link(&endpoint.host_ifname).await {
-                    Ok(Some(link)) => wired.push((endpoint, link.index)),
-                    Ok(None) => self.withdraw(&endpoint),
-                    Err(error) => tracing::warn!(error = format!("{error:#}"), "look for a veth"),
-                },
-            }
-        }
-        wired
-    }
-
-    fn withdraw(&mut self, endpoint: &LocalEndpoint) {
-        let LocalEndpoint { record, network, .. } = endpoint;
-        tracing::info!(
-            network = network.name, address = %record.address, names = ?record.names,
-            "an endpoint's sandbox is gone; it is withdrawn"
-        );
-        self.shared.view().local.remove(&record.id);
-        if let Err(error) = self.state.remove(&record.id) {
-            tracing::warn!(error = format!("{error:#}"), "the endpoint's state stays behind");
-        }
-        self.own_records.release(network, record);
-    }
-
-    /// Keeps every endpoint's MTU at the uplink's minus 50, or the network's.
-    async fn follow_mtu(
-        &mut self,
-        local: &[(LocalEndpoint, u32)],
-        links: &[Link],
-        notes: &mut Vec<String>,
-    ) {
-        for (endpoint, ifindex) in local {
-            let wanted = endpoint_mtu(&endpoint.network, self.uplink.link.mtu);
-            let found = links.iter().find(|link| link.index == *ifindex).map(|link| link.mtu);
-            if endpoint.mtu == wanted && found.is_none_or(|mtu| mtu == wanted) {
-                continue;
-            }
-            let LocalEndpoint { host_ifname, netns, ifname, .. } = endpoint;
-            let changed = self.net.set_endpoint_mtu(host_ifname, netns, ifname, wanted).await;
-            if let Err(error) = changed {
-                notes.push(format!("{error:#}"));
-                continue;
-            }
-            let endpoint = LocalEndpoint { mtu: wanted, ..endpoint.clone() };
-            if let Err(error) = self.state.store(&endpoint) {
-                notes.push(format!("{error:#}"));
-            }
-            self.shared.view().local.insert(endpoint.record.id.clone(), endpoint);
-        }
-    }
-
-    /// Puts back what somebody else may have changed around an endpoint: sysctls, offloads.
-    async fn repair_sandboxes(
-        &self,
-        local: &[(LocalEndpoint, u32)],
-        offloads: net::SandboxOffloads,
-        notes: &mut Vec<String>,
-    ) {
-        for (endpoint, _) in local {
-            let LocalEndpoint { host_ifname, netns, ifname, .. } = endpoint;
-            let host_side = self.net.prepare_endpoint_host_side(host_ifname).await;
-            let inside = self.net.set_endpoint_offloads(netns, ifname, offloads).await;
-            for error in [host_side, inside].into_iter().filter_map(Result::err) {
-                notes.push(format!("{error:#}"));
-            }
-        }
-    }
-
     /// Takes out of the failures what `--xdp auto` promised not to fail for.
     fn tolerate(&self, failures: Vec<Failure>, notes: &mut Vec<String>) -> Vec<Failure> {
         let auto = self.shared.options.xdp == crate::config::Xdp::Auto;
@@ -417,15 +322,6 @@ impl Worker {
             tracing::warn!("a record is ignored: {line}");
         }
         self.contradictions = found;
-    }
-
-    /// After the pass that unwired it: the veth and the state file.
-    async fn forget(&mut self, id: &str, endpoint: Option<LocalEndpoint>) -> Result<()> {
-        self.state.remove(id)?;
-        match endpoint {
-            Some(endpoint) => self.net.delete_link(&endpoint.host_ifname).await,
-            None => Ok(()),
-        }
     }
 
     /// Answers attaches that failed; the others wait for their network to be read.
