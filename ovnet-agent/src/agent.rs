@@ -1,8 +1,14 @@
 //! The agent from start to stop: what `ovnet-agent` does once its arguments are read.
 
-use std::time::Duration;
+use std::{
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener},
+    },
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -10,7 +16,7 @@ use crate::{
     check::{self, CheckInput},
     cleanup,
     config::{Arguments, Cleanup, Command, Config},
-    consul::{Consul, Lease, Pool, Watcher},
+    consul::{Announced, Consul, Lease, Pool, Watcher},
     datapath::{self, Datapath, LoadOptions},
     net::Net,
     reconcile::{Options, Reconciler, host_record},
@@ -21,7 +27,7 @@ use crate::{
 };
 
 /// Between attempts to release what an agent killed in the middle of an attach left in Consul.
-const ORPHANS_RETRY: Duration = Duration::from_secs(5);
+const ORPHANS_RETRY: Duration = Duration::from_secs(1);
 
 /// Does what the arguments say; `false` is a check that failed and said so itself.
 pub async fn main(arguments: Arguments) -> Result<bool> {
@@ -46,7 +52,14 @@ async fn run(config: Config) -> Result<()> {
     let uplink = net.uplink(&config.advertise).await?;
     datapath::require_bpffs(&config.folders.bpffs)?;
     let pool = Pool { subnet: config.default_pool, size: config.default_pool_size };
+    ensure!(
+        pool.size >= pool.subnet.prefix_len(),
+        "--default-pool {} is smaller than one subnet of --default-pool-size {}",
+        pool.subnet,
+        pool.size
+    );
     let socket = api::socket::Socket::bind(&config.folders.socket)?;
+    let _only = only_agent()?;
     let datapath = Datapath::load(&LoadOptions {
         bpffs: config.folders.bpffs.clone(),
         log: config.datapath_log,
@@ -54,6 +67,7 @@ async fn run(config: Config) -> Result<()> {
     })?;
     let (watcher, snapshots) = Watcher::spawn(consul.clone());
     let lease = Lease::spawn(consul.clone(), host_record(&node, &uplink, config.vxlan_port));
+    let announced = lease.announced();
     let options = Options {
         node: node.clone(),
         advertise: config.advertise.clone(),
@@ -72,34 +86,53 @@ async fn run(config: Config) -> Result<()> {
     );
 
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let worker = tokio::spawn(worker.run(watcher, lease, stopping.clone()));
+    let mut worker = tokio::spawn(worker.run(watcher, lease, stopping.clone()));
     let records = ConsulRecords { consul, pool };
     let wiring = HostWiring { reconciler, net };
     let service = Service::new(records, wiring, node, config.vxlan_port);
-    let orphans = tokio::spawn(release_orphans(service.clone()));
+    let orphans = tokio::spawn(release_orphans(service.clone(), announced));
     let mut ending = stopping;
     let shutdown = async move {
         // An error means that the sender is gone, which is a stop too.
         let _ = ending.wait_for(|stop| *stop).await;
     };
-    let api = tokio::spawn(api::server::serve(socket, service, shutdown));
+    let mut api = tokio::spawn(api::server::serve(socket, service, shutdown));
 
-    stop_signal().await?;
+    // Without the loop or the API the agent is none: it ends, and whoever watches it starts it anew.
+    tokio::select! {
+        stop = stop_signal() => stop?,
+        ended = &mut worker => {
+            ended.context("the loop's task")?;
+            bail!("the loop ended by itself");
+        }
+        ended = &mut api => {
+            ended.context("the API's task")?.context("the API ended by itself")?;
+            bail!("the API ended by itself");
+        }
+    }
     tracing::info!("stopping; what is pinned forwards on");
     stop.send_replace(true);
     orphans.abort();
-    api.await.context("the API's task")??;
+    let api = api.await.context("the API's task").flatten();
     let lease = worker.await.context("the loop's task")?;
     if let Err(error) = lease.withdraw().await {
         tracing::warn!("{error:#}");
     }
-    Ok(())
+    api
 }
 
-/// Tries until Consul answers once.
-async fn release_orphans(service: Service<ConsulRecords, HostWiring>) {
-    while let Err(error) = service.release_orphans().await {
-        tracing::debug!(error = format!("{error:#}"), "orphans are looked for again");
+/// Tries until Consul answers once, but not before this host is announced: another machine of the
+/// same name would otherwise have its records taken for ours.
+async fn release_orphans(service: Service<ConsulRecords, HostWiring>, announced: Announced) {
+    loop {
+        if announced.now() {
+            match service.release_orphans().await {
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "orphans are looked for again");
+                }
+            }
+        }
         tokio::time::sleep(ORPHANS_RETRY).await;
     }
 }
@@ -112,6 +145,18 @@ async fn stop_signal() -> Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// Makes sure that no other agent works on this network namespace, whatever its folders: the two
+/// would take each other's interfaces for leftovers. The name is released when the agent ends.
+fn only_agent() -> Result<UnixListener> {
+    let name = SocketAddr::from_abstract_name("ovnet-agent").context("name a socket")?;
+    UnixListener::bind_addr(&name).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow!("another ovnet-agent runs in this network namespace: stop it first")
+        }
+        _ => anyhow!(error).context("make sure that no other ovnet-agent runs"),
+    })
 }
 
 /// `ovnet-agent check`.
@@ -129,6 +174,9 @@ async fn check(config: &Config) -> Result<bool> {
 
 /// `ovnet-agent cleanup`.
 async fn clean_up(options: Cleanup) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("ovnet-agent cleanup must run as root: it removes interfaces and programs");
+    }
     let Cleanup { consul, names, folders } = options;
     let places = cleanup::Places {
         socket: folders.socket,

@@ -83,7 +83,7 @@ pub async fn run(
         }
         Err(error) => writeln!(
             done.out,
-            "kept     this host's records: {}; run cleanup again when Consul answers",
+            "kept     this host's records: {}; run cleanup again with a Consul that answers",
             one_line(&error)
         )?,
     }
@@ -222,12 +222,12 @@ fn remove_empty_folder<W: Write>(folder: Option<&Path>, done: &mut Progress<'_, 
     }
 }
 
-/// [`OwnRecords`] where no Consul was named: they stay, and lose their lease.
+/// [`OwnRecords`] where no Consul was named: they stay.
 pub struct NoRecords;
 
 impl OwnRecords for NoRecords {
     async fn delete(&self) -> Result<Vec<String>> {
-        Ok(Vec::new())
+        anyhow::bail!("no --consul was given")
     }
 }
 

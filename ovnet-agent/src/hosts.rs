@@ -16,6 +16,7 @@ use crate::consul::{schema::HostRecord, watch::HostEntry};
 pub struct HostTable {
     known: BTreeMap<String, Known>,
     grace: Duration,
+    /// When the last reading was, where Consul had answered then.
     updated: Option<Instant>,
 }
 
@@ -36,7 +37,8 @@ impl HostTable {
     /// Takes in what was read, at the time `now`. Time in which Consul did not answer
     /// (`connected` false) is no part of anybody's grace.
     pub fn update(&mut self, read: &BTreeMap<String, HostEntry>, connected: bool, now: Instant) {
-        let since = self.updated.replace(now).map_or(Duration::ZERO, |then| now - then);
+        let since = self.updated.map_or(Duration::ZERO, |then| now - then);
+        self.updated = connected.then_some(now);
         for (node, entry) in read {
             let known = self.known.entry(node.clone()).or_insert_with(|| Known {
                 record: entry.record.clone(),
@@ -122,7 +124,7 @@ mod tests {
     #[test]
     fn time_without_consul_does_not_count() {
         assert_eq!(gone_after(None, |_| false), None);
-        assert_eq!(gone_after(None, |second| second > 100), Some(160));
+        assert_eq!(gone_after(None, |second| second > 100), Some(161), "from the first answer on");
     }
 
     #[test]

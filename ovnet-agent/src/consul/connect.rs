@@ -30,7 +30,8 @@ pub(super) fn parse_address(address: &str) -> Result<(Url, String)> {
     ensure!(path.is_empty() || path_is_prefix, "{}", wrong());
     url.set_path("");
     // A port of 80 that was spelled out looks like none to Url.
-    if default_port && url.port().is_none() && !spelled.contains(":80") {
+    let has_port = spelled.trim_end_matches('/').ends_with(":80") || spelled.contains(":80/");
+    if default_port && url.port().is_none() && !has_port {
         url.set_port(Some(8500)).map_err(|()| anyhow!("{}", wrong()))?;
     }
     Ok((url, path))

@@ -37,6 +37,17 @@ pub struct Lease {
     task: AbortHandle,
 }
 
+/// Whether a [`Lease`] is held. What only the one owner of a host's name may do waits for it.
+#[derive(Clone, Debug)]
+pub struct Announced(Arc<Mutex<Option<String>>>);
+
+impl Announced {
+    /// Whether it is held now.
+    pub fn now(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+}
+
 impl Lease {
     /// Starts announcing this host, and goes on trying for as long as it takes.
     pub fn spawn(consul: Consul, record: HostRecord) -> Self {
@@ -56,6 +67,11 @@ impl Lease {
             *current = record;
             changed
         });
+    }
+
+    /// Tells from elsewhere whether this host is announced.
+    pub fn announced(&self) -> Announced {
+        Announced(Arc::clone(&self.problem))
     }
 
     /// Why this host is not announced at the moment, in one line; `None` while it is.

@@ -25,6 +25,6 @@ pub mod watch;
 
 pub use claims::Claim;
 pub use client::Consul;
-pub use lease::Lease;
+pub use lease::{Announced, Lease};
 pub use networks::Pool;
 pub use watch::{HostEntry, Snapshot, Watcher};

@@ -59,7 +59,9 @@ pub(super) fn attach(
         }
         (None, TcMode::Clsact) => {
             let handle: &mut SchedClassifier = handle.try_into()?;
-            attach_clsact(handle, interface).with_context(context)
+            attach_clsact(handle, interface).with_context(context)?;
+            // Of a kernel or an option that had TCX: the packet would pass both.
+            remove_pin(&pin)
         }
     }
 }
@@ -91,6 +93,12 @@ fn attach_xdp(program: &mut Xdp, ifindex: u32, mode: XdpMode, pin: &Path) -> Res
             }
             Err(error) => forget_defunct(pin, error)?,
         }
+    }
+    // The kernel takes one mode per interface: a link of the other one goes first.
+    for other in ["native", "generic"]
+        .map(|other| format!("{}-{ifindex}-{other}", Program::UplinkXdp.name()))
+    {
+        remove_pin(&pin.with_file_name(other))?;
     }
     let mode = match mode {
         XdpMode::Native => programs::XdpMode::Driver,
@@ -141,8 +149,12 @@ pub(super) fn detach(folder: &Path, mode: TcMode, attachment: &Attachment) -> Re
             other => other.with_context(|| format!("detach {name} from {interface}")),
         };
     }
-    let pin = folder.join("links").join(pin_name(attachment));
-    match fs::remove_file(&pin) {
+    remove_pin(&folder.join("links").join(pin_name(attachment)))
+}
+
+/// Removes a pinned link, which detaches its program; one that is not there is no error.
+fn remove_pin(pin: &Path) -> Result<()> {
+    match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove the link {}", pin.display()))
         }
@@ -170,7 +182,7 @@ pub fn unhook(interface: &str) -> Result<bool> {
 
 /// Whether the program of this process is still where it was attached.
 pub(super) fn in_force(ebpf: &Ebpf, folder: &Path, mode: TcMode, attachment: &Attachment) -> bool {
-    let Attachment { program, ifindex: _, interface, xdp } = attachment;
+    let Attachment { program, ifindex, interface, xdp } = attachment;
     let pin = folder.join("links").join(pin_name(attachment));
     let own = ebpf.program(program.name()).and_then(|program| program.info().ok());
     let Some(own) = own.map(|info| info.id()) else { return false };
@@ -184,8 +196,11 @@ pub(super) fn in_force(ebpf: &Ebpf, folder: &Path, mode: TcMode, attachment: &At
             let query = SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
             pin.exists() && query.is_ok_and(|(_, list)| list.iter().any(|it| it.id() == own))
         }
-        // There is no cheap way to ask: replacing it with itself, on the next pass, is one call.
-        (None, TcMode::Clsact) => false,
+        // aya cannot list filters. The interface at least must be the same one; the repair puts the
+        // filter in place of itself, see `Datapath::refresh`.
+        (None, TcMode::Clsact) => {
+            nix::net::if_::if_nametoindex(interface.as_str()).is_ok_and(|it| it == *ifindex)
+        }
     }
 }
 

@@ -124,6 +124,20 @@ impl Datapath {
         self.attached.clone()
     }
 
+    /// Puts clsact filters in place of themselves, which is how one that somebody removed comes back:
+    /// they cannot be asked for as links can. For the repair; nothing to do with TCX.
+    pub fn refresh(&mut self) -> Result<()> {
+        if self.tc == TcMode::Tcx {
+            return Ok(());
+        }
+        for attachment in self.attached() {
+            if attachment.xdp.is_none() {
+                attach::attach(&mut self.ebpf, &self.folder, self.tc, &attachment)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Pinned links that belong to none of `wanted`: of deleted interfaces or another mode.
     pub fn stale_links(&self, wanted: &BTreeSet<Attachment>) -> Result<Vec<PathBuf>> {
         attach::stale_links(&self.folder, wanted)

@@ -76,6 +76,7 @@ impl Net {
     }
 
     async fn neighbours(&self) -> Result<BTreeMap<Hop, Entry>> {
+        let _alone = self.space().dumping().await;
         let request =
             self.space().rtnetlink.neighbours().get().set_address_family(AddressFamily::Inet);
         let messages: Vec<NeighbourMessage> =

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use ovnet_common::{
     abi::{DropEvent, PortCounters, Program},
     verdict,
@@ -107,7 +107,25 @@ impl Reconciler {
         snapshots: watch::Receiver<Arc<Snapshot>>,
     ) -> Result<(Self, Worker)> {
         let state = StateFolder::open(&options.state_dir)?;
-        let local = state.load()?.into_iter().map(|it| (it.record.id.clone(), it)).collect();
+        let local: BTreeMap<String, LocalEndpoint> =
+            state.load()?.into_iter().map(|it| (it.record.id.clone(), it)).collect();
+        // Without it the endpoint would be unwired and its address given to another, while its
+        // container still runs. What is pinned forwards on until somebody has looked.
+        if let Some(id) = state.ids()?.iter().find(|id| !local.contains_key(*id)) {
+            bail!(
+                "the state file of endpoint {id} in {} cannot be read: restore it, or remove it \
+                 to give the endpoint up",
+                options.state_dir.display()
+            );
+        }
+        if let Some(other) = local.values().find(|it| it.record.host != options.node) {
+            bail!(
+                "the endpoints here were attached as host {}: start with --node {}, or detach them \
+                 first",
+                other.record.host,
+                other.record.host
+            );
+        }
         let uplink = net.uplink(&options.advertise).await?;
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
         crate::datapath::spawn_reader(&mut datapath, events.clone());

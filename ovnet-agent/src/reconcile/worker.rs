@@ -184,7 +184,14 @@ impl Worker {
             }
         }
         for (id, endpoint, reply) in removed {
-            answer(reply, self.forget(&id, endpoint).await);
+            let done = self.forget(&id, endpoint.as_ref()).await;
+            if done.is_err()
+                && let Some(endpoint) = endpoint
+            {
+                // Still here, so that it can be detached again.
+                self.shared.view().local.insert(id, endpoint);
+            }
+            answer(reply, done);
         }
         self.answer_waiting();
     }
@@ -208,7 +215,7 @@ impl Worker {
                 None
             }
         };
-        let local = self.wired(&links).await;
+        let local = self.wired(&links).await?;
         self.follow_mtu(&local, &links, &mut notes).await;
         if whole {
             self.repair_sandboxes(&local, offloads, &mut notes).await;
@@ -217,7 +224,9 @@ impl Worker {
         let snapshot = self.shared.snapshots.borrow().clone();
         watcher.want_endpoints(local.iter().map(|(it, _)| it.network.id.clone()).collect());
         if let Some(hosts) = &snapshot.hosts {
-            let connected = snapshot.consul_state == "connected";
+            // A Consul that hangs answers nothing for a while before the watch says so; the lease,
+            // whose renewals are short, knows earlier.
+            let connected = snapshot.consul_state == "connected" && lease.problem().is_none();
             self.hosts.update(hosts, connected, Instant::now());
         }
         let desired = desired(&Inputs {
@@ -241,6 +250,7 @@ impl Worker {
             let mut datapath = self.shared.datapath();
             if whole {
                 self.tables = datapath.maps().read()?;
+                datapath.refresh()?;
             }
             let actual = Actual {
                 tables: self.tables.clone(),

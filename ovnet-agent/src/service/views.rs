@@ -65,14 +65,18 @@ impl<R: Records, W: Wiring> Service<R, W> {
             .hosts()
             .await?
             .into_iter()
-            .map(|(record, locked)| HostView {
-                this: record.node == self.shared.node,
-                node: record.node,
-                vtep: record.vtep,
-                port: record.port,
-                mtu: record.mtu,
-                agent: record.agent,
-                state: if locked { "up" } else { "lost" }.to_owned(),
+            .map(|(record, locked)| {
+                // Announced by hand it has no lease to lose, see `hosts.rs`.
+                let by_hand = record.agent.is_empty();
+                HostView {
+                    this: record.node == self.shared.node,
+                    node: record.node,
+                    vtep: record.vtep,
+                    port: record.port,
+                    mtu: record.mtu,
+                    agent: record.agent,
+                    state: if locked || by_hand { "up" } else { "lost" }.to_owned(),
+                }
             })
             .collect();
         hosts.sort_by(|a, b| a.node.cmp(&b.node));

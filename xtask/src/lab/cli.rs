@@ -171,7 +171,11 @@ fn bring_up(up: Up, prefix: String) -> Result<()> {
     let hints = [
         ["cargo xtask lab exec docker02 -- ovnet network create ov_net1", "make a network"],
         ["cargo xtask lab run docker01 t1 --network ov_net1", "a sandbox in it"],
-        ["cargo xtask lab exec docker01/t1 -- ping t2", "a command in a sandbox"],
+        [
+            "cargo xtask lab run docker02 t2 --network ov_net1",
+            "one on another host; prints its address",
+        ],
+        ["cargo xtask lab exec docker01/t1 -- ping 10.0.0.3", "a command in a sandbox"],
         ["cargo xtask lab exec docker01 -it -- bash", "a shell on a host"],
         ["cargo xtask lab down", "remove it all"],
     ];

@@ -34,7 +34,7 @@ impl Worker {
 
     /// The local endpoints whose veth is there, each with its ifindex. An endpoint whose veth is
     /// gone lost its sandbox: it is withdrawn.
-    pub(super) async fn wired(&mut self, links: &[Link]) -> Vec<(LocalEndpoint, u32)> {
+    pub(super) async fn wired(&mut self, links: &[Link]) -> Result<Vec<(LocalEndpoint, u32)>> {
         let by_name: BTreeMap<&str, u32> =
             links.iter().map(|link| (link.name.as_str(), link.index)).collect();
         let local: Vec<LocalEndpoint> = self.shared.view().local.values().cloned().collect();
@@ -43,14 +43,13 @@ impl Worker {
             match by_name.get(endpoint.host_ifname.as_str()) {
                 Some(ifindex) => wired.push((endpoint, *ifindex)),
                 // Attached while the list of links was on its way: ask again, by name.
-                None => match self.net.link(&endpoint.host_ifname).await {
-                    Ok(Some(link)) => wired.push((endpoint, link.index)),
-                    Ok(None) => self.withdraw(&endpoint),
-                    Err(error) => tracing::warn!(error = format!("{error:#}"), "look for a veth"),
+                None => match self.net.link(&endpoint.host_ifname).await? {
+                    Some(link) => wired.push((endpoint, link.index)),
+                    None => self.withdraw(&endpoint),
                 },
             }
         }
-        wired
+        Ok(wired)
     }
 
     fn withdraw(&mut self, endpoint: &LocalEndpoint) {
@@ -110,12 +109,15 @@ impl Worker {
         }
     }
 
-    /// After the pass that unwired it: the veth and the state file.
-    pub(super) async fn forget(&mut self, id: &str, endpoint: Option<LocalEndpoint>) -> Result<()> {
-        self.state.remove(id)?;
-        match endpoint {
-            Some(endpoint) => self.net.delete_link(&endpoint.host_ifname).await,
-            None => Ok(()),
+    /// After the pass that unwired it: the veth, and then the state file that remembers it.
+    pub(super) async fn forget(
+        &mut self,
+        id: &str,
+        endpoint: Option<&LocalEndpoint>,
+    ) -> Result<()> {
+        if let Some(endpoint) = endpoint {
+            self.net.delete_link(&endpoint.host_ifname).await?;
         }
+        self.state.remove(id)
     }
 }
