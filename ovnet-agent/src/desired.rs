@@ -36,6 +36,8 @@ pub struct Inputs {
     pub xdp: Option<XdpMode>,
     /// Hosts that count as there; `None` until Consul said so once.
     pub hosts: Option<BTreeMap<String, HostRecord>>,
+    /// See [`Authority::settled`].
+    pub settled: bool,
     /// Endpoints by network id, of the networks that were read.
     pub endpoints: BTreeMap<String, BTreeMap<Ipv4Addr, EndpointRecord>>,
     /// The endpoints of this host whose veth exists, each with the host-side ifindex.
@@ -71,7 +73,10 @@ pub struct Desired {
 pub struct Authority {
     /// The hosts were read.
     pub hosts: bool,
-    /// The VNIs whose endpoints, and the hosts, were read.
+    /// The agent has been at it, with Consul answering, for the grace period: a host that was not
+    /// there in that time is gone, also if it was there before the agent.
+    pub settled: bool,
+    /// The VNIs whose endpoints were read.
     pub endpoints: BTreeSet<u32>,
 }
 
@@ -88,6 +93,7 @@ pub fn desired(inputs: &Inputs) -> Desired {
     };
     let hosts = inputs.hosts.clone().unwrap_or_default();
     desired.authority.hosts = inputs.hosts.is_some();
+    desired.authority.settled = inputs.settled;
     let vteps = vteps(inputs, &hosts, &mut desired.contradictions);
     for record in vteps.values() {
         desired.tables.hosts.insert(
@@ -105,9 +111,7 @@ pub fn desired(inputs: &Inputs) -> Desired {
         .collect();
     for (id, network) in networks {
         let Some(endpoints) = inputs.endpoints.get(id) else { continue };
-        if inputs.hosts.is_some() {
-            desired.authority.endpoints.insert(network.vni);
-        }
+        desired.authority.endpoints.insert(network.vni);
         for record in endpoints.values() {
             remote(&mut desired, inputs, &vteps, network, record);
         }
@@ -127,6 +131,12 @@ fn vteps<'a>(
     let mut vteps = BTreeMap::new();
     for (node, record) in hosts {
         if *node == inputs.node {
+            continue;
+        }
+        // The kernel's path cannot be told a port per packet, so there is one for all.
+        if record.port != inputs.vxlan_port {
+            let (port, ours) = (record.port, inputs.vxlan_port);
+            contradictions.push(format!("host {node} has VXLAN port {port}, the others {ours}"));
             continue;
         }
         let unusable = record.vtep.is_unspecified()

@@ -72,7 +72,7 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Op> {
     ops.extend(ports.copied().map(Op::RemovePort));
     let networks = have.networks.keys().filter(|vni| !want.networks.contains_key(*vni));
     ops.extend(networks.copied().map(Op::RemoveNetwork));
-    if desired.authority.hosts {
+    if desired.authority.hosts && desired.authority.settled {
         let hosts = have.hosts.keys().filter(|vtep| !want.hosts.contains_key(*vtep));
         ops.extend(hosts.copied().map(Op::RemoveHost));
     }
@@ -80,14 +80,18 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Op> {
 }
 
 /// Endpoints to remove. Those of a network nobody here is in, and local ones, are this host's own
-/// business; all others need that the records were read (invariant 7).
+/// business. All others go with their host, or, while that is there, with their own record, and
+/// either must have been read (invariant 7).
 fn removed_endpoints<'a>(
     desired: &'a Desired,
     have: &'a Tables,
 ) -> impl Iterator<Item = EndpointKey> + 'a {
     have.endpoints.iter().filter_map(move |(key, value)| {
         let in_use = desired.tables.networks.contains_key(&key.vni);
-        let read = desired.authority.endpoints.contains(&key.vni);
+        let read = match desired.tables.hosts.contains_key(&value.vtep) {
+            true => desired.authority.endpoints.contains(&key.vni),
+            false => desired.authority.hosts && desired.authority.settled,
+        };
         let ours = value.ifindex != 0;
         let wanted = desired.tables.endpoints.contains_key(key);
         (!wanted && (!in_use || read || ours)).then_some(*key)

@@ -18,6 +18,8 @@ pub struct HostTable {
     grace: Duration,
     /// When the last reading was, where Consul had answered then.
     updated: Option<Instant>,
+    /// How long Consul has answered, in all.
+    read_for: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -31,7 +33,7 @@ struct Known {
 impl HostTable {
     /// An empty table; `grace` is how long a lost host stays.
     pub fn new(grace: Duration) -> Self {
-        Self { known: BTreeMap::new(), grace, updated: None }
+        Self { known: BTreeMap::new(), grace, updated: None, read_for: Duration::ZERO }
     }
 
     /// Takes in what was read, at the time `now`. Time in which Consul did not answer
@@ -39,6 +41,7 @@ impl HostTable {
     pub fn update(&mut self, read: &BTreeMap<String, HostEntry>, connected: bool, now: Instant) {
         let since = self.updated.map_or(Duration::ZERO, |then| now - then);
         self.updated = connected.then_some(now);
+        self.read_for += since;
         for (node, entry) in read {
             let known = self.known.entry(node.clone()).or_insert_with(|| Known {
                 record: entry.record.clone(),
@@ -62,6 +65,11 @@ impl HostTable {
         }
         let grace = self.grace;
         self.known.retain(|_, known| known.lost_for < grace);
+    }
+
+    /// Whether Consul has answered for the grace period since the first reading.
+    pub fn settled(&self) -> bool {
+        self.read_for >= self.grace
     }
 
     /// The hosts that count as there.

@@ -27,8 +27,6 @@ pub mod arp {
     pub const SENDER_MAC: usize = 8;
     /// Sender address.
     pub const SENDER_ADDRESS: usize = 14;
-    /// Target MAC.
-    pub const TARGET_MAC: usize = 18;
     /// Target address.
     pub const TARGET_ADDRESS: usize = 24;
     /// The first six bytes of every Ethernet and IPv4 ARP packet: types and lengths.
@@ -49,12 +47,8 @@ pub mod ipv4 {
     pub const TOS: usize = 1;
     /// Total length.
     pub const TOTAL_LENGTH: usize = 2;
-    /// Identification.
-    pub const ID: usize = 4;
     /// Flags and fragment offset.
     pub const FRAGMENT: usize = 6;
-    /// Time to live.
-    pub const TTL: usize = 8;
     /// Protocol.
     pub const PROTOCOL: usize = 9;
     /// Header checksum.
@@ -69,6 +63,8 @@ pub mod ipv4 {
     pub const FRAGMENT_MASK: u16 = 0x3fff;
     /// Protocol ICMP.
     pub const ICMP: u8 = 1;
+    /// Protocol TCP.
+    pub const TCP: u8 = 6;
     /// Protocol UDP.
     pub const UDP: u8 = 17;
 }
@@ -79,8 +75,6 @@ pub mod icmp {
     pub const LEN: usize = 8;
     /// Type, one byte.
     pub const TYPE: usize = 0;
-    /// Checksum.
-    pub const CHECKSUM: usize = 2;
     /// Type of an echo reply.
     pub const ECHO_REPLY: u8 = 0;
     /// Type of an echo request.
@@ -95,20 +89,12 @@ pub mod udp {
     pub const SOURCE: usize = 0;
     /// Destination port.
     pub const DESTINATION: usize = 2;
-    /// Length of header and payload.
-    pub const LENGTH: usize = 4;
-    /// Checksum; zero means none.
-    pub const CHECKSUM: usize = 6;
 }
 
 /// VXLAN (RFC 7348 §5).
 pub mod vxlan {
     /// Length of the header.
     pub const LEN: usize = 8;
-    /// Flags and reserved bits, four bytes.
-    pub const FLAGS: usize = 0;
-    /// VNI, three bytes, then a reserved one.
-    pub const VNI: usize = 4;
     /// The first four bytes of a valid header: the I flag and nothing else. Host byte order.
     pub const VALID_VNI: u32 = 0x0800_0000;
     /// UDP port of IANA, host byte order.

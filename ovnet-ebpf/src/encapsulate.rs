@@ -35,8 +35,6 @@ use crate::{
 const IPV4_FAMILY: u8 = 2;
 /// `EALREADY`, as helpers return it.
 const ALREADY: i64 = -114;
-/// Protocol TCP.
-const TCP: u8 = 6;
 
 /// What makes the kernel treat the packet as a tunnel's: it can then segment a GSO packet with the
 /// outer headers repeated, in software or in a NIC. `ENCAP_L2(14)` and `ENCAP_L2_ETH` say where
@@ -172,7 +170,7 @@ fn wire_length(ctx: &TcContext, ip: &Ipv4, inner_length: u32) -> Result<u16, Ref
     if segment != 0 {
         // The headers each segment repeats: IPv4, and TCP with its options or UDP.
         const DATA_OFFSET: usize = ethernet::LEN + ipv4::LEN + 12;
-        let transport = if ip.protocol == TCP {
+        let transport = if ip.protocol == ipv4::TCP {
             let frame = Frame::tc_pulled(ctx, DATA_OFFSET + 1).ok_or(SlowReason::NotLinear)?;
             let [offset]: [u8; 1] = frame.read(DATA_OFFSET).ok_or(SlowReason::NotLinear)?;
             u32::from(offset >> 4) * 4

@@ -34,7 +34,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     }
     match eth.ethertype {
         ethernet::IPV4 => {}
-        ethernet::ARP => return arp::from_container(ctx, ifindex, port, eth.source),
+        ethernet::ARP => return arp::from_container(ctx, ifindex, &port, eth.source),
         _ => return Verdict::Drop(DropReason::EtherType),
     }
     let Some(frame) = Frame::tc_pulled(ctx, ethernet::LEN + ipv4::LEN) else {
@@ -53,7 +53,7 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         return nobody(ctx, ifindex, port.vni, &ip);
     };
     if endpoint.ifindex == 0 {
-        return encapsulate::towards(ctx, ifindex, port.vni, port.mac, &ip, endpoint);
+        return encapsulate::towards(ctx, ifindex, port.vni, port.mac, &ip, &endpoint);
     }
     // A container may send to a neighbour by the gateway's MAC; the neighbour only takes its own.
     if eth.destination != endpoint.mac
@@ -72,7 +72,7 @@ fn nobody(ctx: &TcContext, ifindex: u32, vni: u32, ip: &Ipv4) -> Verdict {
     }
     match maps::network(vni) {
         Some(network) if network.gateway == mapped(ip.destination) => {
-            gateway::answer(ctx, ifindex, ip, network)
+            gateway::answer(ctx, ifindex, ip, &network)
         }
         _ => Verdict::Drop(DropReason::NoEndpoint),
     }

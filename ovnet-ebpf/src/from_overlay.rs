@@ -36,7 +36,8 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     let config = maps::config().ok_or(DropReason::NotConfigured)?;
     let key = tunnel_key(ctx)?;
     let vni = key.tunnel_id;
-    // SAFETY: the helper filled the whole key, and the socket is an IPv4 one; both in host order.
+    // SAFETY: the helper filled the whole key, and answers -EPROTO for a packet that came over IPv6;
+    // both are in host order.
     let (vtep, local) = unsafe {
         (key.__bindgen_anon_1.remote_ipv4.to_be_bytes(), key.__bindgen_anon_3.local_ipv4)
     };

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use ovnet_common::{
-    abi::EndpointValue,
+    abi::{EndpointValue, mapped},
     checksum, ecn,
     headers::{ethernet, ipv4},
     verdict::{DropReason, Verdict},
@@ -52,6 +52,16 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     if is_tagged(ctx) {
         return Ok(Verdict::Pass);
     }
+    let Some(outer) = Frame::tc_pulled(ctx, vxlan::OUTER_IP + ipv4::LEN) else {
+        return Ok(Verdict::Pass);
+    };
+    let is_for_us = Ipv4::read(&outer, vxlan::OUTER_IP)
+        .is_some_and(|ip| ip.protocol == ipv4::UDP && mapped(ip.destination) == config.vtep);
+    // Before more is pulled: the host's own TCP has its payload right behind its headers, and
+    // pulling at it would be a copy for each of its packets.
+    if !is_for_us {
+        return Ok(Verdict::Pass);
+    }
     let length = ctx.len() as usize;
     let wanted = vxlan::INNER_PACKET + ipv4::LEN;
     let frame =
@@ -77,14 +87,14 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
     // SAFETY: the context is the one the kernel gave us.
     let segment = unsafe { (*ctx.skb.skb).gso_size };
-    if segment != 0 && ip.protocol == ipv4::UDP {
-        // Datagrams in one GSO packet (`UDP_SEGMENT`), which the receiving socket's kernel cuts. It
+    if segment != 0 && ip.protocol != ipv4::TCP {
+        // Datagrams in one GSO packet (`UDP_SEGMENT`; or SCTP, which the helper refuses), which the receiving socket's kernel cuts. It
         // would still take it for a tunnel's: `bpf_skb_adjust_room` cannot take that mark off, and
         // the kernel's device does. TCP is delivered uncut, where the mark does no harm.
         return Ok(Verdict::Pass);
     }
     let tos = ecn::decapsulate(ip.tos, received.tos).ok_or(DropReason::EcnInvalid)?;
-    decapsulate(ctx, &eth, &ip, tos, endpoint).ok_or(DropReason::DecapFailed)?;
+    decapsulate(ctx, &eth, &ip, tos, &endpoint).ok_or(DropReason::DecapFailed)?;
     Ok(Verdict::Deliver(endpoint.ifindex))
 }
 

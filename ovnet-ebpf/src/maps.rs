@@ -76,24 +76,25 @@ pub(crate) fn is_host(vtep: [u8; 4]) -> bool {
 
 /// The network with this VNI.
 #[inline(always)]
-pub(crate) fn network(vni: u32) -> Option<&'static NetworkValue> {
-    // SAFETY: the agent replaces a value whole; a reader that meets the replacement sees a mix of
-    // two values of the same network for one packet at most, which every reader survives.
-    unsafe { NETWORKS.get(vni) }
+pub(crate) fn network(vni: u32) -> Option<NetworkValue> {
+    // SAFETY: the agent may replace the entry under us, and a preallocated map gives its memory to
+    // the next one entered, so what is read can be a mix, or another key's. It is copied at once:
+    // for one packet it may be wrong, but it does not change in the middle of it.
+    unsafe { NETWORKS.get(vni) }.copied()
 }
 
 /// The endpoint with this address in this network.
 #[inline(always)]
-pub(crate) fn endpoint(vni: u32, address: [u8; 4]) -> Option<&'static EndpointValue> {
+pub(crate) fn endpoint(vni: u32, address: [u8; 4]) -> Option<EndpointValue> {
     // SAFETY: as in `network`.
-    unsafe { ENDPOINTS.get(EndpointKey { vni, address: mapped(address) }) }
+    unsafe { ENDPOINTS.get(EndpointKey { vni, address: mapped(address) }) }.copied()
 }
 
 /// The endpoint behind a host-side veth.
 #[inline(always)]
-pub(crate) fn port(ifindex: u32) -> Option<&'static PortValue> {
+pub(crate) fn port(ifindex: u32) -> Option<PortValue> {
     // SAFETY: as in `network`.
-    unsafe { PORTS.get(ifindex) }
+    unsafe { PORTS.get(ifindex) }.copied()
 }
 
 /// Counts a verdict.

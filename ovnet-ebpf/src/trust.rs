@@ -105,7 +105,7 @@ pub(crate) fn local_endpoint(
     vtep: [u8; 4],
     source: [u8; 4],
     destination: [u8; 4],
-) -> Result<&'static EndpointValue, DropReason> {
+) -> Result<EndpointValue, DropReason> {
     if !is_sent_by(vni, vtep, source) {
         return Err(why_not_trusted(vni, vtep));
     }

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -61,7 +62,7 @@ pub(super) fn attach(
             let handle: &mut SchedClassifier = handle.try_into()?;
             attach_clsact(handle, interface).with_context(context)?;
             // Of a kernel or an option that had TCX: the packet would pass both.
-            remove_pin(&pin)
+            remove_pin(&pin).map(drop)
         }
     }
 }
@@ -95,16 +96,24 @@ fn attach_xdp(program: &mut Xdp, ifindex: u32, mode: XdpMode, pin: &Path) -> Res
         }
     }
     // The kernel takes one mode per interface: a link of the other one goes first.
-    for other in ["native", "generic"]
-        .map(|other| format!("{}-{ifindex}-{other}", Program::UplinkXdp.name()))
-    {
-        remove_pin(&pin.with_file_name(other))?;
+    let mut gone = false;
+    for other in ["native", "generic"] {
+        let name = format!("{}-{ifindex}-{other}", Program::UplinkXdp.name());
+        gone |= remove_pin(&pin.with_file_name(name))?;
     }
     let mode = match mode {
         XdpMode::Native => programs::XdpMode::Driver,
         XdpMode::Generic => programs::XdpMode::Skb,
     };
-    let id = program.attach_to_if_index(ifindex, mode)?;
+    // A link whose pin was removed is released a moment later, by a work queue of the kernel's.
+    let mut attempts = if gone { 50 } else { 1 };
+    let id = loop {
+        attempts -= 1;
+        match program.attach_to_if_index(ifindex, mode) {
+            Err(_) if attempts > 0 => std::thread::sleep(Duration::from_millis(10)),
+            other => break other?,
+        }
+    };
     let link: FdLink = program.take_link(id)?.try_into().map_err(|_| {
         anyhow::anyhow!("the kernel has no XDP links (Linux 5.9), which a restart needs")
     })?;
@@ -149,16 +158,15 @@ pub(super) fn detach(folder: &Path, mode: TcMode, attachment: &Attachment) -> Re
             other => other.with_context(|| format!("detach {name} from {interface}")),
         };
     }
-    remove_pin(&folder.join("links").join(pin_name(attachment)))
+    remove_pin(&folder.join("links").join(pin_name(attachment))).map(drop)
 }
 
-/// Removes a pinned link, which detaches its program; one that is not there is no error.
-fn remove_pin(pin: &Path) -> Result<()> {
+/// Removes a pinned link, which detaches its program, and says whether there was one.
+fn remove_pin(pin: &Path) -> Result<bool> {
     match fs::remove_file(pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove the link {}", pin.display()))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("remove the link {}", pin.display())),
     }
 }
 
@@ -188,7 +196,7 @@ pub(super) fn in_force(ebpf: &Ebpf, folder: &Path, mode: TcMode, attachment: &At
     let Some(own) = own.map(|info| info.id()) else { return false };
     match (xdp, mode) {
         (Some(_), _) => {
-            // A link that lost its interface reports no program any more.
+            // The pin's name has the ifindex, so a link that lost its interface is none of this one's.
             let link = pinned(&pin).ok().flatten().and_then(|link| link.info().ok());
             link.is_some_and(|link| link.program_id() == own)
         }

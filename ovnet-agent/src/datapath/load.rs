@@ -70,7 +70,7 @@ pub(super) fn load(folder: &Path, log: DatapathLog) -> Result<Ebpf> {
             Program::UplinkXdp => TryInto::<&mut Xdp>::try_into(handle)?.load(),
             _ => TryInto::<&mut SchedClassifier>::try_into(handle)?.load(),
         };
-        result.with_context(|| format!("load {name} (a kernel before 5.15, or no CAP_BPF)"))?;
+        result.with_context(|| format!("load {name} (a kernel before 6.1, or no CAP_BPF)"))?;
     }
     Ok(ebpf)
 }

@@ -138,6 +138,21 @@ impl Datapath {
         Ok(())
     }
 
+    /// Takes our clsact filters off those of the interfaces that nothing of this process is attached
+    /// to. With TCX there are only pinned links, which [`Self::stale_links`] finds.
+    pub fn unhook_others<'a>(&mut self, interfaces: impl Iterator<Item = &'a str>) -> Result<()> {
+        if self.tc == TcMode::Tcx {
+            return Ok(());
+        }
+        let attached = self.attached();
+        for interface in interfaces {
+            if attached.iter().all(|attachment| attachment.interface != interface) {
+                attach::unhook(interface)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Pinned links that belong to none of `wanted`: of deleted interfaces or another mode.
     pub fn stale_links(&self, wanted: &BTreeSet<Attachment>) -> Result<Vec<PathBuf>> {
         attach::stale_links(&self.folder, wanted)

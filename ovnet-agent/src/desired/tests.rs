@@ -61,6 +61,7 @@ fn inputs() -> Inputs {
         vxlan_port: 4789,
         source_ports: (32768, 60999),
         xdp: None,
+        settled: true,
         hosts: Some(BTreeMap::from([
             ("docker01".into(), host([192, 168, 1, 11])),
             ("docker02".into(), host([192, 168, 1, 12])),
@@ -113,15 +114,18 @@ fn a_network_with_one_endpoint_here_and_one_there() {
 fn nothing_is_taken_for_the_truth_before_it_was_read() {
     let mut inputs = inputs();
     inputs.hosts = None;
+    inputs.settled = false;
     inputs.endpoints.clear();
     assert_eq!(desired(&inputs).authority, Authority::default());
 }
 
 #[test]
-fn endpoints_without_their_hosts_are_no_authority() {
+fn a_host_on_another_port_cannot_take_part() {
     let mut inputs = inputs();
-    inputs.hosts = None;
-    assert!(desired(&inputs).authority.endpoints.is_empty());
+    inputs.vxlan_port = 8472;
+    let desired = desired(&inputs);
+    assert!(desired.tables.hosts.is_empty());
+    assert_eq!(desired.contradictions, ["host docker02 has VXLAN port 4789, the others 8472"]);
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn tables() -> Tables {
 }
 
 fn everything_read() -> Authority {
-    Authority { hosts: true, endpoints: BTreeSet::from([VNI]) }
+    Authority { hosts: true, settled: true, endpoints: BTreeSet::from([VNI]) }
 }
 
 #[test]
@@ -63,6 +63,41 @@ fn a_start_without_consul_removes_nothing_of_other_hosts() {
     let desired = Desired { tables: want, ..Desired::default() };
     let actual = Actual { tables: tables(), ..Actual::default() };
     assert_eq!(diff(&desired, &actual), []);
+}
+
+#[test]
+fn a_start_that_finds_a_host_missing_leaves_it_its_grace() {
+    let mut want = tables();
+    want.hosts.clear();
+    want.endpoints.remove(&key(VNI, 3));
+    let authority = Authority { settled: false, ..everything_read() };
+    let desired = Desired { tables: want, authority, ..Desired::default() };
+    let actual = Actual { tables: tables(), ..Actual::default() };
+    assert_eq!(diff(&desired, &actual), []);
+}
+
+#[test]
+fn an_endpoint_whose_host_is_there_goes_with_its_record_at_once() {
+    let mut want = tables();
+    want.endpoints.remove(&key(VNI, 3));
+    let authority = Authority { settled: false, ..everything_read() };
+    let desired = Desired { tables: want, authority, ..Desired::default() };
+    let actual = Actual { tables: tables(), ..Actual::default() };
+    assert_eq!(diff(&desired, &actual), [Op::RemoveEndpoint(key(VNI, 3))]);
+}
+
+#[test]
+fn a_host_that_is_gone_takes_its_endpoints_along_read_or_not() {
+    let mut want = tables();
+    want.hosts.clear();
+    want.endpoints.remove(&key(VNI, 3));
+    let authority = Authority { endpoints: BTreeSet::new(), ..everything_read() };
+    let desired = Desired { tables: want, authority, ..Desired::default() };
+    let actual = Actual { tables: tables(), ..Actual::default() };
+    assert_eq!(
+        diff(&desired, &actual),
+        [Op::RemoveEndpoint(key(VNI, 3)), Op::RemoveHost(mapped([192, 168, 1, 12]))]
+    );
 }
 
 #[test]
@@ -156,7 +191,7 @@ proptest! {
     fn with_everything_read_the_steps_lead_to_what_is_desired(
         want in any_tables(), mut have in any_tables()
     ) {
-        let authority = Authority { hosts: true, endpoints: (0..3).collect() };
+        let authority = Authority { hosts: true, settled: true, endpoints: (0..3).collect() };
         let desired = Desired { tables: want.clone(), authority, ..Desired::default() };
         let actual = Actual { tables: have.clone(), ..Actual::default() };
         for op in diff(&desired, &actual) {

@@ -34,8 +34,8 @@ impl Net {
     /// Has the kernel keep the next hops towards these addresses resolved. Entries an operator
     /// made permanent stay as they are; ours that lead to none of the addresses go. Idempotent.
     ///
-    /// With several next hops it is the one the kernel chooses for the address alone; the others
-    /// are resolved when the slow path first needs them, and stay by use of it.
+    /// With several next hops (ECMP) it is the one the kernel chooses for the address alone. The
+    /// others are resolved by the slow path when first needed; nothing confirms them after that.
     pub async fn keep_neighbours(&self, addresses: &BTreeSet<Ipv4Addr>) -> Result<()> {
         let mut hops = BTreeSet::new();
         for address in addresses {

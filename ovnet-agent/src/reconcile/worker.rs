@@ -240,6 +240,7 @@ impl Worker {
             vxlan_port: self.shared.options.vxlan_port,
             source_ports: net::port_range(),
             xdp,
+            settled: self.hosts.settled(),
             hosts: snapshot.hosts.is_some().then(|| self.hosts.usable()),
             endpoints: snapshot.endpoints.clone(),
             local: local.clone(),

@@ -17,7 +17,10 @@ impl Worker {
     /// left alone with it.
     pub(super) async fn remove_leftovers(&self) -> Result<()> {
         let ids = self.state.ids()?;
-        for Link { name, kind, .. } in self.net.links().await? {
+        let links = self.net.links().await?;
+        // Of an uplink there was before: no pin tells of clsact filters.
+        self.shared.datapath().unhook_others(links.iter().map(|link| link.name.as_str()))?;
+        for Link { name, kind, .. } in links {
             let is_ours = kind.as_deref() == Some("veth")
                 && name.strip_prefix("ovnet").is_some_and(|digits| {
                     digits.len() == 8
