@@ -9,7 +9,7 @@ use crate::datapath::DatapathLog;
 
 /// The multi-host container network beside Consul: one agent per host.
 ///
-///     ovnet-agent --consul 192.168.1.11:8500 --advertise ens33
+/// `ovnet-agent --consul 192.168.1.11:8500 --advertise ens33` is all a host needs.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Arguments {

@@ -228,7 +228,7 @@ fn from_wire(tables: &Tables, frame: &mut Vec<u8>, hook: Hook) -> Result<Verdict
     let to = trusted(tables, vni, address(12), &ip)?;
     let long = |mtu: u16| ip.length == 0 || ip.length > mtu.max(500);
     let several = match hook {
-        Hook::Tc { gso } => gso && ip.protocol == 17,
+        Hook::Tc { gso } => gso && ip.protocol != 6,
         Hook::Xdp => tables.networks.get(&vni).is_some_and(|network| long(network.mtu)),
     };
     if several {

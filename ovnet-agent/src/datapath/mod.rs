@@ -147,7 +147,7 @@ impl Datapath {
         let attached = self.attached();
         for interface in interfaces {
             if attached.iter().all(|attachment| attachment.interface != interface) {
-                attach::unhook(interface)?;
+                unhook(interface)?;
             }
         }
         Ok(())
