@@ -20,7 +20,7 @@ use crate::{
     finish::PACKET_HOST,
     maps,
     parse::{Ethernet, Frame, Ipv4, is_tagged},
-    trust::{self, Inner, Outer},
+    trust::{self, Packet},
 };
 
 /// FIXED_GSO: the segments' size is that of the inner packet already. NO_CSUM_RESET: what the NIC
@@ -64,36 +64,27 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     }
     let length = ctx.len() as usize;
     let wanted = vxlan::INNER_PACKET + ipv4::LEN;
-    let frame =
-        match if length < wanted { Some(Frame::tc(ctx)) } else { Frame::tc_pulled(ctx, wanted) } {
-            Some(frame) => frame,
-            None => return Ok(Verdict::Pass),
-        };
-    // After generic XDP, Linux 6.18 may give a packet without its Ethernet header (`mac_len` is lost
-    // where XDP copied the packet). The kernel's own path does not mind.
-    if frame.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes()) {
+    let pulled = if length < wanted { Some(Frame::tc(ctx)) } else { Frame::tc_pulled(ctx, wanted) };
+    let Some(frame) = pulled else {
         return Ok(Verdict::Pass);
-    }
-    let received = match trust::outer(&frame, config)? {
-        Outer::NotOurs | Outer::Kernel => return Ok(Verdict::Pass),
-        Outer::Vxlan(received) => received,
     };
-    let (eth, ip) = match trust::inner(&frame, vxlan::INNER_ETHERNET)? {
-        Inner::Ipv4(eth, ip) => (eth, ip),
-        // The reply must be encapsulated, which a decapsulated packet cannot be here: the kernel's
-        // device takes it both ways, and `from_overlay` answers.
-        Inner::Arp => return Ok(Verdict::Pass),
+    // The type is looked at again in the frame: after generic XDP, Linux 6.18 may give a packet
+    // without its Ethernet header (`mac_len` is lost where XDP copied it), which the kernel's own
+    // path does not mind.
+    let Some(packet) = trust::accept(&frame, config)? else {
+        return Ok(Verdict::Pass);
     };
-    let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
+    let Packet { eth, ip, endpoint, vni: _, outer_tos } = packet;
     // SAFETY: the context is the one the kernel gave us.
     let segment = unsafe { (*ctx.skb.skb).gso_size };
     if segment != 0 && ip.protocol != ipv4::TCP {
-        // Datagrams in one GSO packet (`UDP_SEGMENT`; or SCTP, which the helper refuses), which the receiving socket's kernel cuts. It
-        // would still take it for a tunnel's: `bpf_skb_adjust_room` cannot take that mark off, and
-        // the kernel's device does. TCP is delivered uncut, where the mark does no harm.
+        // Datagrams in one GSO packet (`UDP_SEGMENT`; or SCTP, which the helper refuses), which the
+        // receiving socket's kernel cuts. It would still take it for a tunnel's:
+        // `bpf_skb_adjust_room` cannot take that mark off, and the kernel's device does. TCP is
+        // delivered uncut, where the mark does no harm.
         return Ok(Verdict::Pass);
     }
-    let tos = ecn::decapsulate(ip.tos, received.tos).ok_or(DropReason::EcnInvalid)?;
+    let tos = ecn::decapsulate(ip.tos, outer_tos).ok_or(DropReason::EcnInvalid)?;
     decapsulate(ctx, &eth, &ip, tos, &endpoint).ok_or(DropReason::DecapFailed)?;
     Ok(Verdict::Deliver(endpoint.ifindex))
 }

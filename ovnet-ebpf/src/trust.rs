@@ -14,8 +14,43 @@ use crate::{
     parse::{Ethernet, Frame, Ipv4},
 };
 
+/// A VXLAN packet of the wire that passed every check.
+pub(crate) struct Packet {
+    /// The inner Ethernet header.
+    pub(crate) eth: Ethernet,
+    /// The inner IPv4 header.
+    pub(crate) ip: Ipv4,
+    /// The local endpoint it is for.
+    pub(crate) endpoint: EndpointValue,
+    /// Its VNI.
+    pub(crate) vni: u32,
+    /// The outer TOS byte.
+    pub(crate) outer_tos: u8,
+}
+
+/// Makes all checks on a frame of the wire, of which the headers are readable. `None` is a frame
+/// that is not ours, or one only the kernel's path takes.
+#[inline(always)]
+pub(crate) fn accept(frame: &Frame, config: &HostConfig) -> Result<Option<Packet>, DropReason> {
+    if frame.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes()) {
+        return Ok(None);
+    }
+    let Received { source, tos, vni } = match outer(frame, config)? {
+        Outer::NotOurs | Outer::Kernel => return Ok(None),
+        Outer::Vxlan(received) => received,
+    };
+    let (eth, ip) = match inner(frame, vxlan::INNER_ETHERNET)? {
+        Inner::Ipv4(eth, ip) => (eth, ip),
+        // The reply must be encapsulated, which a decapsulated packet cannot be here: the kernel's
+        // device takes it both ways, and `from_overlay` answers.
+        Inner::Arp => return Ok(None),
+    };
+    let endpoint = local_endpoint(vni, source, ip.source, ip.destination)?;
+    Ok(Some(Packet { eth, ip, endpoint, vni, outer_tos: tos }))
+}
+
 /// What a frame from the wire is to us.
-pub(crate) enum Outer {
+enum Outer {
     /// Not VXLAN to our VTEP address and port.
     NotOurs,
     /// Ours, but in a form only the kernel's path takes: fragments, IP options, a UDP checksum.
@@ -25,15 +60,15 @@ pub(crate) enum Outer {
 }
 
 /// The outer headers of a VXLAN packet to us.
-pub(crate) struct Received {
-    pub(crate) source: [u8; 4],
-    pub(crate) tos: u8,
-    pub(crate) vni: u32,
+struct Received {
+    source: [u8; 4],
+    tos: u8,
+    vni: u32,
 }
 
 /// Reads the outer headers.
 #[inline(always)]
-pub(crate) fn outer(frame: &Frame, config: &HostConfig) -> Result<Outer, DropReason> {
+fn outer(frame: &Frame, config: &HostConfig) -> Result<Outer, DropReason> {
     let Some(header) = frame.read::<{ ipv4::LEN }>(vxlan::OUTER_IP) else {
         return Ok(Outer::NotOurs);
     };

@@ -15,7 +15,7 @@ use crate::{
     from_uplink::mark,
     maps,
     parse::Frame,
-    trust::{self, Inner, Outer},
+    trust::{self, Packet},
 };
 
 /// Decides about a frame the driver received.
@@ -33,22 +33,14 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
         return Ok(Verdict::Pass);
     };
     let frame = Frame::xdp(ctx);
-    if frame.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes()) {
+    let Some(packet) = trust::accept(&frame, config)? else {
+        return Ok(Verdict::Pass);
+    };
+    let Packet { eth, ip, endpoint, vni, outer_tos } = packet;
+    if is_merged(&frame, vni) {
         return Ok(Verdict::Pass);
     }
-    let received = match trust::outer(&frame, config)? {
-        Outer::NotOurs | Outer::Kernel => return Ok(Verdict::Pass),
-        Outer::Vxlan(received) => received,
-    };
-    let (eth, ip) = match trust::inner(&frame, vxlan::INNER_ETHERNET)? {
-        Inner::Ipv4(eth, ip) => (eth, ip),
-        Inner::Arp => return Ok(Verdict::Pass),
-    };
-    let endpoint = trust::local_endpoint(received.vni, received.source, ip.source, ip.destination)?;
-    if is_merged(&frame, received.vni) {
-        return Ok(Verdict::Pass);
-    }
-    let tos = ecn::decapsulate(ip.tos, received.tos).ok_or(DropReason::EcnInvalid)?;
+    let tos = ecn::decapsulate(ip.tos, outer_tos).ok_or(DropReason::EcnInvalid)?;
     let (mac, ifindex) = (endpoint.mac, endpoint.ifindex);
     // The inner Ethernet header is in place already; removing the outer bytes is all.
     // SAFETY: the context is the one the kernel gave us; no packet pointer outlives the call.
