@@ -6,7 +6,6 @@
 //! carries what the fast path passes on.
 
 use anyhow::{Context as _, Result, bail};
-use futures::TryStreamExt as _;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage,
 };
@@ -125,17 +124,7 @@ impl Net {
 
     /// Names of the vxlan devices on a UDP port, [`EXTERNAL`] left out.
     pub async fn vxlan_devices(&self, port: u16) -> Result<Vec<String>> {
-        let _alone = self.space().dumping().await;
-        let messages: Vec<LinkMessage> = self
-            .space()
-            .rtnetlink
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(plain)
-            .context("list the interfaces")?;
+        let messages = self.space().link_messages().await?;
         Ok(messages
             .iter()
             .filter(|message| {

@@ -50,16 +50,7 @@ impl Net {
                 addresses.entry(index).or_default().push(address);
             }
         }
-        let _alone = space.dumping().await;
-        let messages: Vec<LinkMessage> = space
-            .rtnetlink
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(plain)
-            .context("list the interfaces")?;
+        let messages = space.link_messages().await?;
         Ok(messages
             .iter()
             .map(|message| {
@@ -127,6 +118,13 @@ fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
 }
 
 impl Space {
+    /// The kernel's messages about all interfaces.
+    pub(super) async fn link_messages(&self) -> Result<Vec<LinkMessage>> {
+        let _alone = self.dumping().await;
+        let links = self.rtnetlink.link().get().execute().try_collect();
+        links.await.map_err(plain).context("list the interfaces")
+    }
+
     /// The kernel's message about an interface by name; `None` where there is none.
     pub(super) async fn link_message(&self, name: &str) -> Result<Option<LinkMessage>> {
         let request = self.rtnetlink.link().get().match_name(name.to_owned());

@@ -161,8 +161,8 @@ impl Reconciler {
     }
 
     /// The uplink as last seen.
-    pub fn uplink(&self) -> Option<Uplink> {
-        Some(self.shared.view().uplink.clone())
+    pub fn uplink(&self) -> Uplink {
+        self.shared.view().uplink.clone()
     }
 
     /// What a new sandbox's interface must have on and off.

@@ -17,9 +17,6 @@ use crate::{
     state::LocalEndpoint,
 };
 
-/// The uplink's MTU where there is no uplink now; the reconciler sets the right one when it comes.
-const USUAL_MTU: u32 = 1500;
-
 /// How far an attach got, so it can be undone from there. A step is marked before it begins where
 /// it may have had an effect although it failed.
 #[derive(Default)]
@@ -104,7 +101,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
 
         let mac = parse_mac(&record.mac)
             .with_context(|| format!("read the record of endpoint {}", record.address))?;
-        let mtu = endpoint_mtu(network, self.wiring().uplink_mtu().unwrap_or(USUAL_MTU));
+        let mtu = endpoint_mtu(network, self.wiring().uplink_mtu());
         let request = VethRequest {
             host_ifname: host_ifname.clone(),
             netns: netns.clone(),

@@ -309,8 +309,8 @@ impl Wiring for Fake {
         Ok(netns_of_name(path_or_name))
     }
 
-    fn uplink_mtu(&self) -> Option<u32> {
-        Some(1500)
+    fn uplink_mtu(&self) -> u32 {
+        1500
     }
 
     async fn routes(&self) -> Result<Vec<Ipv4Net>> {

@@ -115,8 +115,8 @@ pub trait Records: Send + Sync + 'static {
 pub trait Wiring: Send + Sync + 'static {
     /// The path of a sandbox given by path or by name; an error where it is no network namespace.
     fn resolve_netns(&self, path_or_name: &str) -> Result<PathBuf>;
-    /// MTU of the uplink in bytes, while there is one.
-    fn uplink_mtu(&self) -> Option<u32>;
+    /// MTU of the uplink in bytes, as last seen.
+    fn uplink_mtu(&self) -> u32;
     /// The destinations this host has routes to, the default route left out.
     fn routes(&self) -> impl Future<Output = Result<Vec<Ipv4Net>>> + Send;
     /// Makes a veth pair and returns the name of its end inside; leaves nothing where it fails.

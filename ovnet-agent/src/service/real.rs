@@ -95,8 +95,8 @@ impl Wiring for HostWiring {
         net::resolve_netns(path_or_name)
     }
 
-    fn uplink_mtu(&self) -> Option<u32> {
-        self.reconciler.uplink().map(|uplink| uplink.link.mtu)
+    fn uplink_mtu(&self) -> u32 {
+        self.reconciler.uplink().link.mtu
     }
 
     async fn routes(&self) -> Result<Vec<Ipv4Net>> {
