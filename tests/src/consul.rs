@@ -137,6 +137,7 @@ impl RealConsul {
                 // A leader that has yet to catch up refuses writes.
                 && matches!(request(address, "PUT", "/v1/kv/ready", b""), Ok((200, _)))
                 && matches!(request(address, "DELETE", "/v1/kv/ready", b""), Ok((200, _)))
+                && registered(address)
             {
                 return Ok(());
             }
@@ -144,6 +145,18 @@ impl RealConsul {
             thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// Whether the server is in its own catalog, which it enters some time after it leads: before, it
+/// answers 500 to whoever creates a session.
+fn registered(address: SocketAddr) -> bool {
+    let Ok((200, answer)) = request(address, "PUT", "/v1/session/create", b"{}") else {
+        return false;
+    };
+    let session: Option<serde_json::Value> = serde_json::from_slice(&answer).ok();
+    let id = session.as_ref().and_then(|it| it["ID"].as_str()).unwrap_or_default();
+    let path = format!("/v1/session/destroy/{id}");
+    matches!(request(address, "PUT", &path, b""), Ok((200, _)))
 }
 
 impl Drop for RealConsul {
