@@ -162,7 +162,7 @@ fn vteps<'a>(
 
 /// Enters an endpoint of this host, and with it its network.
 fn local(desired: &mut Desired, endpoint: &LocalEndpoint, ifindex: u32) {
-    let LocalEndpoint { record, network, netns: _, ifname: _, host_ifname, mtu } = endpoint;
+    let LocalEndpoint { record, network, host_ifname, mtu, .. } = endpoint;
     let Ok(mac) = parse_mac(&record.mac) else {
         desired.contradictions.push(format!("endpoint {} has no MAC address", record.id));
         return;

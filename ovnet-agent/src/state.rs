@@ -24,12 +24,25 @@ pub struct LocalEndpoint {
     pub network: NetworkRecord,
     /// Path of the sandbox's network namespace.
     pub netns: PathBuf,
-    /// Name of the interface inside the sandbox.
+    /// Name of the interface inside the sandbox; empty where Docker moves and names it.
     pub ifname: String,
     /// Name of the host-side veth, `ovnet` and 8 hexadecimal digits.
     pub host_ifname: String,
     /// The MTU of the pair in bytes.
     pub mtu: u32,
+    /// What Docker calls it, where Docker made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker: Option<DockerEndpoint>,
+}
+
+/// An endpoint as Docker knows it. Its endpoint id is the one of the record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerEndpoint {
+    /// Docker's id of the network: 64 hexadecimal digits, another one on each host.
+    pub network: String,
+    /// Docker's id of the container, once it is known: the plugin's calls do not tell.
+    #[serde(default)]
+    pub container: Option<String>,
 }
 
 /// The folder of files.
@@ -162,6 +175,7 @@ mod tests {
             ifname: "eth0".into(),
             host_ifname: "ovnet01234567".into(),
             mtu: 1450,
+            docker: None,
         }
     }
 

@@ -53,6 +53,7 @@ fn inputs() -> Inputs {
         ifname: "eth0".into(),
         host_ifname: "ovnet00000001".into(),
         mtu: 1450,
+        docker: None,
     };
     let mut inputs = Inputs {
         node: "docker01".into(),

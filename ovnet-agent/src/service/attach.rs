@@ -117,13 +117,14 @@ impl<R: Records, W: Wiring> Service<R, W> {
         progress.host_ifname = Some(host_ifname.clone());
 
         let record = EndpointRecord { state: EndpointState::Up, ..record };
+        let network = network.clone();
         let endpoint =
-            LocalEndpoint { record, network: network.clone(), netns, ifname, host_ifname, mtu };
+            LocalEndpoint { record, network, netns, ifname, host_ifname, mtu, docker: None };
         progress.adding = true;
         self.wiring().add_local(endpoint.clone()).await?;
         in_time(
             &format!("announce endpoint {}", endpoint.record.address),
-            self.records().publish_endpoint(network, &endpoint.record),
+            self.records().publish_endpoint(&endpoint.network, &endpoint.record),
         )
         .await?;
         Ok(endpoint)
