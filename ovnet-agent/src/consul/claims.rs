@@ -104,6 +104,17 @@ impl Consul {
         network: &NetworkRecord,
         record: &EndpointRecord,
     ) -> Result<()> {
+        self.publish_claimed(network, record, None).await
+    }
+
+    /// [`Self::publish_endpoint`] for an address that may have been claimed under another id,
+    /// because the endpoint's own was not known yet.
+    pub async fn publish_claimed(
+        &self,
+        network: &NetworkRecord,
+        record: &EndpointRecord,
+        claimed_as: Option<&str>,
+    ) -> Result<()> {
         let record = EndpointRecord { state: EndpointState::Up, ..record.clone() };
         let key = endpoint_key(&network.id, record.address);
         let deadline = Instant::now() + CONTENTION_LIMIT;
@@ -113,7 +124,8 @@ impl Consul {
                     match EndpointRecord::parse(&record.address.to_string(), &entry.value) {
                         Ok(there) if there == record => return Ok(()),
                         Ok(there) => ensure!(
-                            there.id == record.id && there.host == record.host,
+                            (there.id == record.id || Some(there.id.as_str()) == claimed_as)
+                                && there.host == record.host,
                             "address {} of network {} belongs to endpoint {} on host {} now",
                             record.address,
                             network.name,

@@ -1,8 +1,8 @@
 //! The only module that talks to Consul.
 //!
 //! [`client`] speaks HTTP and knows keys; [`watch`] turns blocking queries into snapshots;
-//! [`lease`] keeps this host's own record; [`networks`] and [`claims`] are what hosts compete for,
-//! each one transaction; [`schema`] is the records, without I/O.
+//! [`lease`] keeps this host's own record; [`networks`], [`pending`] and [`claims`] are what hosts
+//! compete for, each one transaction; [`schema`] is the records, without I/O.
 //!
 //! Every watched folder holds a key `.keep`, the sentinel. It is there because a folder without
 //! keys cannot be blocked on, and it does two more things. Its identity (when it was created, and
@@ -18,6 +18,7 @@ mod connect;
 mod folder;
 pub mod lease;
 pub mod networks;
+pub mod pending;
 pub mod schema;
 mod sentinel;
 mod transaction;
@@ -27,4 +28,5 @@ pub use claims::Claim;
 pub use client::Consul;
 pub use lease::{Announced, Lease};
 pub use networks::Pool;
+pub use pending::Publish;
 pub use watch::{HostEntry, Snapshot, Watcher};

@@ -229,7 +229,7 @@ impl Consul {
         Ok(None)
     }
 
-    async fn taken(&self) -> Result<Taken> {
+    pub(super) async fn taken(&self) -> Result<Taken> {
         // In this order a subnet that is seen has its network seen, so that it can be named. What
         // is claimed between the readings is caught by the sentinel of subnets/, read first.
         let subnets = self.list("subnets/").await?;
@@ -266,13 +266,13 @@ impl Consul {
 
 /// What networks have taken.
 #[derive(Default)]
-struct Taken {
+pub(super) struct Taken {
     /// By name; `Err` says why the record cannot be read.
-    networks: BTreeMap<String, Result<NetworkRecord, String>>,
-    vnis: BTreeSet<u32>,
+    pub(super) networks: BTreeMap<String, Result<NetworkRecord, String>>,
+    pub(super) vnis: BTreeSet<u32>,
     /// By name of the network, or its id where the name is not known.
-    subnets: BTreeMap<String, Ipv4Net>,
-    subnets_sentinel: Option<Entry>,
+    pub(super) subnets: BTreeMap<String, Ipv4Net>,
+    pub(super) subnets_sentinel: Option<Entry>,
 }
 
 fn plan(
@@ -391,10 +391,10 @@ pub(super) fn endpoint_key(network_id: &str, address: Ipv4Addr) -> String {
     format!("{}{address}", endpoints_folder(network_id))
 }
 
-fn vni_key(vni: u32) -> String {
+pub(super) fn vni_key(vni: u32) -> String {
     format!("vnis/{vni}")
 }
 
-fn subnet_key(subnet: Ipv4Net) -> String {
+pub(super) fn subnet_key(subnet: Ipv4Net) -> String {
     format!("subnets/{}-{}", subnet.network(), subnet.prefix_len())
 }

@@ -77,6 +77,25 @@ pub struct NetworkRecord {
     pub created_by: String,
 }
 
+/// `pending/<node>/<id>`: a subnet and a VNI claimed for a network whose name is not known yet, as
+/// Docker makes them. Only the host that claimed them reads and writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRecord {
+    /// Version of the record, [`VERSION`].
+    pub v: u32,
+    /// UUID of the network, also the end of its key.
+    pub id: String,
+    /// Name of the host that claimed it.
+    pub host: String,
+    /// The VNI claimed.
+    pub vni: u32,
+    /// The subnet claimed.
+    pub subnet: Ipv4Net,
+    /// Part of the subnet that addresses are to be chosen from.
+    #[serde(default)]
+    pub ip_range: Option<Ipv4Net>,
+}
+
 /// Whether an endpoint exists or only its address is claimed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -139,6 +158,17 @@ impl NetworkRecord {
     }
 }
 
+impl PendingRecord {
+    /// Reads the value of `pending/<node>/<id>`. The error says what is wrong with it, in one line.
+    pub fn parse(id: &str, value: &[u8]) -> Result<Self> {
+        let record: Self = parse_json(value)?;
+        ensure!(record.id == id, "its id {:?} is not the {id:?} of its key", record.id);
+        ensure!((1..=LAST_VNI).contains(&record.vni), "its vni {} is not of 24 bits", record.vni);
+        check_subnet(record.subnet)?;
+        Ok(record)
+    }
+}
+
 impl EndpointRecord {
     /// Reads the value of `endpoints/<network id>/<address>`. The error says what is wrong with
     /// it, in one line. Whether the address lies in the network's subnet is for the reader that
@@ -161,15 +191,7 @@ impl EndpointRecord {
 /// asking for a network, can get wrong.
 pub fn check_network(network: &NetworkRecord) -> Result<()> {
     let subnet = network.subnet;
-    ensure!(
-        subnet == subnet.trunc(),
-        "subnet {subnet} has host bits set: did you mean {}?",
-        subnet.trunc()
-    );
-    ensure!(
-        (8..=30).contains(&subnet.prefix_len()),
-        "subnet {subnet} is not between /8 and /30 in size"
-    );
+    check_subnet(subnet)?;
     ensure!(
         is_host_of(subnet, network.gateway),
         "gateway {} is not a host address of subnet {subnet}",
@@ -191,6 +213,20 @@ pub fn check_network(network: &NetworkRecord) -> Result<()> {
     if let Some(mtu) = network.mtu {
         ensure!(MTUS.contains(&mtu), "mtu {mtu} is not between 576 and 65535");
     }
+    Ok(())
+}
+
+/// Checks a subnet by itself: no host bits, and a size that a network can have.
+pub fn check_subnet(subnet: Ipv4Net) -> Result<()> {
+    ensure!(
+        subnet == subnet.trunc(),
+        "subnet {subnet} has host bits set: did you mean {}?",
+        subnet.trunc()
+    );
+    ensure!(
+        (8..=30).contains(&subnet.prefix_len()),
+        "subnet {subnet} is not between /8 and /30 in size"
+    );
     Ok(())
 }
 

@@ -25,7 +25,7 @@ pub use netns::resolve_netns;
 pub use offload::{Offload, Offloads};
 pub use sysctl::port_range;
 pub use uplink::Uplink;
-pub use veth::{SandboxOffloads, Veth, VethSpec};
+pub use veth::{LooseVeth, SandboxOffloads, Veth, VethSpec};
 
 /// The interfaces of one network namespace. Cheap to clone.
 #[derive(Clone)]

@@ -34,6 +34,19 @@ pub struct VethSpec {
     pub offloads: SandboxOffloads,
 }
 
+/// A veth pair to be made whose inner end is moved into its sandbox by Docker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LooseVeth {
+    /// Name of the end that stays on the host.
+    pub host_ifname: String,
+    /// Name of the other end until it is moved.
+    pub inner_ifname: String,
+    /// MAC of the inner end.
+    pub mac: [u8; 6],
+    /// MTU of both ends in bytes.
+    pub mtu: u32,
+}
+
 /// Offloads of a sandbox's end of the pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SandboxOffloads {
@@ -67,8 +80,7 @@ impl Net {
         self.check_spec(spec, &sandbox).await?;
         // Given explicitly, so that nothing on the host (udev) finds a random address to change,
         // and so that this pair can be told from one that another made under the same name.
-        let mut host_mac: [u8; 6] = rand::random();
-        host_mac[0] = host_mac[0] & 0xfc | 0x02;
+        let host_mac = random_mac();
         let undo = Undo::new(self, &spec.host_ifname, host_mac);
         let made = async {
             let index = self.add_pair(spec, &sandbox, host_mac).await?;
@@ -82,20 +94,14 @@ impl Net {
     }
 
     /// Sets the MTU of both ends of an endpoint's pair, or of neither.
-    pub async fn set_endpoint_mtu(
-        &self,
-        host_ifname: &str,
-        netns: &Path,
-        ifname: &str,
-        mtu: u32,
-    ) -> Result<()> {
+    pub async fn set_endpoint_mtu(&self, host_ifname: &str, netns: &Path, mtu: u32) -> Result<()> {
         let sandbox = self.sandbox(netns).await?;
-        let missing = |name: &str| format!("there is no interface {name} to set the MTU of");
         let host_end = self.space().link_message(host_ifname).await?;
-        let host_end = host_end.with_context(|| missing(host_ifname))?;
-        let inner_end = sandbox.link_message(ifname).await?;
-        let inner_end = inner_end.with_context(|| missing(ifname))?;
-        let mut steps = [(self.space(), host_ifname, host_end), (&sandbox, ifname, inner_end)];
+        let host_end = host_end
+            .with_context(|| format!("there is no interface {host_ifname} to set the MTU of"))?;
+        let inner_end = self.inner_end(host_ifname, &sandbox).await?;
+        let ifname = name_of(&inner_end);
+        let mut steps = [(self.space(), host_ifname, host_end), (&sandbox, &ifname, inner_end)];
         // A veth drops what is larger than the receiving end's MTU, so the host's end, which gets
         // what the sandbox sends, must not be the smaller one in between.
         if mtu_of(&steps[0].2).is_some_and(|before| before > mtu) {
@@ -125,13 +131,65 @@ impl Net {
     /// Sets the offloads of an endpoint inside its sandbox. Idempotent.
     pub async fn set_endpoint_offloads(
         &self,
+        host_ifname: &str,
         netns: &Path,
-        ifname: &str,
         wanted: SandboxOffloads,
     ) -> Result<()> {
         let sandbox = self.sandbox(netns).await?;
-        set_offloads(&sandbox, ifname, wanted)
+        let ifname = name_of(&self.inner_end(host_ifname, &sandbox).await?);
+        set_offloads(&sandbox, &ifname, wanted)
             .with_context(|| format!("inside {}", netns.display()))
+    }
+
+    /// The name of an endpoint's interface inside its sandbox; `None` where it is not there.
+    pub async fn inner_ifname(&self, host_ifname: &str, netns: &Path) -> Result<Option<String>> {
+        let sandbox = self.sandbox(netns).await?;
+        Ok(self.inner_end(host_ifname, &sandbox).await.ok().map(|message| name_of(&message)))
+    }
+
+    /// Makes a veth pair whose inner end stays on the host, down, until somebody moves it into a
+    /// sandbox. Both ends have their MTU, the inner one MAC and offloads, the host's end is ready.
+    /// On any failure, or when the future is dropped, the pair is deleted.
+    pub async fn create_loose_veth(
+        &self,
+        wanted: &LooseVeth,
+        offloads: SandboxOffloads,
+    ) -> Result<()> {
+        let LooseVeth { host_ifname, inner_ifname, mac, mtu } = wanted;
+        check_name(host_ifname)?;
+        check_name(inner_ifname)?;
+        let space = self.space();
+        let host_mac = random_mac();
+        let undo = Undo::new(self, host_ifname, host_mac);
+        let made = async {
+            let inner = LinkUnspec::new_with_name(inner_ifname).address(mac.to_vec()).mtu(*mtu);
+            let pair = LinkVeth::new(host_ifname, inner_ifname)
+                .set_info_data(InfoData::Veth(InfoVeth::Peer(inner.build())))
+                .address(host_mac.to_vec())
+                .mtu(*mtu)
+                .build();
+            space.rtnetlink.link().add(pair).execute().await.map_err(plain)?;
+            set_offloads(space, inner_ifname, offloads)?;
+            space.forward_ipv4_only(host_ifname).await?;
+            let index = space.index_of(host_ifname).await?;
+            space.set_up(index, host_ifname).await
+        };
+        let made = made.await;
+        undo.settle(made.is_ok()).await;
+        made.with_context(|| format!("make the veth pair {host_ifname}"))
+    }
+
+    /// The end of an endpoint's pair that is inside its sandbox, by its ifindex: whoever is inside
+    /// may give it another name.
+    async fn inner_end(&self, host_ifname: &str, sandbox: &Space) -> Result<LinkMessage> {
+        let host_end = self.space().link_message(host_ifname).await?;
+        let inner_index = host_end.as_ref().and_then(peer_index);
+        let inner_index = inner_index.with_context(|| format!("there is no veth {host_ifname}"))?;
+        let inner_end = sandbox.link_message_at(inner_index).await?;
+        let back = host_end.as_ref().map(|it| it.header.index);
+        inner_end
+            .filter(|it| peer_index(it) == back)
+            .with_context(|| format!("the other end of {host_ifname} is not in its sandbox"))
     }
 
     /// The offloads of an interface inside a sandbox.
@@ -282,6 +340,13 @@ impl Drop for Undo {
             runtime.spawn(async move { take_back(&net, &name, host_mac).await });
         }
     }
+}
+
+/// A locally administered unicast address.
+fn random_mac() -> [u8; 6] {
+    let mut mac: [u8; 6] = rand::random();
+    mac[0] = mac[0] & 0xfc | 0x02;
+    mac
 }
 
 async fn take_back(net: &Net, name: &str, host_mac: [u8; 6]) {

@@ -215,7 +215,8 @@ impl Worker {
                 None
             }
         };
-        let local = self.wired(&links).await?;
+        let mut local = self.wired(&links).await?;
+        self.find_inner_ends(&mut local).await;
         self.follow_mtu(&local, &links, &mut notes).await;
         if whole {
             self.repair_sandboxes(&local, offloads, &mut notes).await;

@@ -124,7 +124,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
         self.wiring().add_local(endpoint.clone()).await?;
         in_time(
             &format!("announce endpoint {}", endpoint.record.address),
-            self.records().publish_endpoint(&endpoint.network, &endpoint.record),
+            self.records().publish_endpoint(&endpoint.network, &endpoint.record, None),
         )
         .await?;
         Ok(endpoint)

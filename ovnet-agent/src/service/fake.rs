@@ -16,9 +16,14 @@ use tokio::sync::{Semaphore, broadcast};
 use super::{AddressClaim, Records, Service, VethRequest, Wiring, netns_of_name};
 use crate::{
     api::types::{Attach, CounterView, CreateNetwork, Status},
-    consul::schema::{
-        EndpointRecord, EndpointState, HostRecord, NetworkRecord, VERSION, format_mac, mac_of,
+    consul::{
+        Publish,
+        schema::{
+            EndpointRecord, EndpointState, HostRecord, NetworkRecord, PendingRecord, VERSION,
+            format_mac, mac_of,
+        },
     },
+    net::LooseVeth,
     state::LocalEndpoint,
 };
 
@@ -37,6 +42,7 @@ pub(crate) struct Fake {
 #[derive(Debug, Default)]
 struct State {
     networks: BTreeMap<String, NetworkRecord>,
+    pending: BTreeMap<String, PendingRecord>,
     endpoints: BTreeMap<(String, Ipv4Addr), EndpointRecord>,
     links: BTreeSet<String>,
     local: BTreeMap<String, LocalEndpoint>,
@@ -142,6 +148,10 @@ impl Fake {
         state.endpoints.insert((id, record.address), record);
     }
 
+    pub(crate) fn pending_claims(&self) -> usize {
+        self.state().pending.len()
+    }
+
     pub(crate) fn records(&self) -> Vec<EndpointRecord> {
         self.state().endpoints.values().cloned().collect()
     }
@@ -200,15 +210,73 @@ impl Records for Fake {
         Ok(record)
     }
 
+    async fn claim_pending(
+        &self,
+        subnet: Option<Ipv4Net>,
+        ip_range: Option<Ipv4Net>,
+        _: &[Ipv4Net],
+    ) -> Result<PendingRecord> {
+        self.begin("claim_pending").await?;
+        let mut state = self.state();
+        let vni = 4096 + u32::try_from(state.networks.len() + state.pending.len()).unwrap();
+        let free = network("", vni);
+        let taken = |it: &Ipv4Net| {
+            state.networks.values().any(|other| other.subnet == *it)
+                || state.pending.values().any(|other| other.subnet == *it)
+        };
+        if let Some(subnet) = subnet.filter(taken) {
+            bail!("subnet {subnet} overlaps another network");
+        }
+        let record = PendingRecord {
+            v: VERSION,
+            id: free.id,
+            host: NODE.into(),
+            vni,
+            subnet: subnet.unwrap_or(free.subnet),
+            ip_range,
+        };
+        state.pending.insert(record.id.clone(), record.clone());
+        Ok(record)
+    }
+
+    async fn pending(&self) -> Result<Vec<PendingRecord>> {
+        self.begin("pending").await?;
+        Ok(self.state().pending.values().cloned().collect())
+    }
+
+    async fn publish_network(&self, record: &NetworkRecord) -> Result<Publish> {
+        self.begin("publish_network").await?;
+        let mut state = self.state();
+        if let Some(other) = state.networks.get(&record.name).filter(|it| it.id != record.id) {
+            return Ok(Publish::Taken(other.clone()));
+        }
+        state.pending.remove(&record.id);
+        state.networks.insert(record.name.clone(), record.clone());
+        Ok(Publish::Done(record.clone()))
+    }
+
+    async fn release_pending(&self, id: &str) -> Result<()> {
+        self.begin("release_pending").await?;
+        self.state().pending.remove(id);
+        Ok(())
+    }
+
+    async fn restore_network(&self, record: &NetworkRecord) -> Result<()> {
+        self.begin("restore_network").await?;
+        self.state().networks.insert(record.name.clone(), record.clone());
+        Ok(())
+    }
+
     async fn remove_network(&self, name_or_id: &str) -> Result<NetworkRecord> {
         self.begin("remove_network").await?;
         let mut state = self.state();
-        let record = state.networks.get(name_or_id).cloned();
+        let mut all = state.networks.values();
+        let record = all.find(|it| it.name == name_or_id || it.id == name_or_id).cloned();
         let record = record.ok_or_else(|| anyhow!("there is no network {name_or_id}"))?;
         if let Some((_, used)) = state.endpoints.iter().find(|((id, _), _)| *id == record.id) {
             bail!("network {name_or_id} has endpoint {} on host {}", used.address, used.host);
         }
-        state.networks.remove(name_or_id);
+        state.networks.remove(&record.name);
         Ok(record)
     }
 
@@ -283,10 +351,19 @@ impl Records for Fake {
         &self,
         network: &NetworkRecord,
         record: &EndpointRecord,
+        claimed_as: Option<&str>,
     ) -> Result<()> {
         self.begin("publish_endpoint").await?;
         let record = EndpointRecord { state: EndpointState::Up, ..record.clone() };
-        self.state().endpoints.insert((network.id.clone(), record.address), record);
+        let mut state = self.state();
+        let key = (network.id.clone(), record.address);
+        if let Some(there) = state.endpoints.get(&key)
+            && there.id != record.id
+            && Some(there.id.as_str()) != claimed_as
+        {
+            bail!("address {} belongs to endpoint {} now", record.address, there.id);
+        }
+        state.endpoints.insert(key, record);
         Ok(())
     }
 
@@ -322,6 +399,12 @@ impl Wiring for Fake {
         self.begin("create_veth").await?;
         self.state().links.insert(request.host_ifname.clone());
         Ok(request.ifname.clone().unwrap_or("eth0".into()))
+    }
+
+    async fn create_loose_veth(&self, request: &LooseVeth) -> Result<()> {
+        self.begin("create_loose_veth").await?;
+        self.state().links.insert(request.host_ifname.clone());
+        Ok(())
     }
 
     async fn delete_link(&self, name: &str) -> Result<()> {

@@ -31,7 +31,11 @@ use tokio::sync::broadcast;
 pub use self::error::{Kind, Refusal, kind_of, one_line};
 use crate::{
     api::types::{CounterView, CreateNetwork, Status},
-    consul::schema::{EndpointRecord, HostRecord, NetworkRecord},
+    consul::{
+        Publish,
+        schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
+    },
+    net::LooseVeth,
     state::LocalEndpoint,
 };
 
@@ -75,6 +79,25 @@ pub trait Records: Send + Sync + 'static {
         wanted: &CreateNetwork,
         local_routes: &[Ipv4Net],
     ) -> impl Future<Output = Result<NetworkRecord>> + Send;
+    /// Claims a subnet, a free one of the pool where none is given, and a VNI for a network whose
+    /// name follows.
+    fn claim_pending(
+        &self,
+        subnet: Option<Ipv4Net>,
+        ip_range: Option<Ipv4Net>,
+        local_routes: &[Ipv4Net],
+    ) -> impl Future<Output = Result<PendingRecord>> + Send;
+    /// This host's claims whose networks have no name yet.
+    fn pending(&self) -> impl Future<Output = Result<Vec<PendingRecord>>> + Send;
+    /// Publishes a claimed network under its name.
+    fn publish_network(
+        &self,
+        record: &NetworkRecord,
+    ) -> impl Future<Output = Result<Publish>> + Send;
+    /// Gives a claim up; one that is gone is no error.
+    fn release_pending(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Puts back a network that Consul lost.
+    fn restore_network(&self, record: &NetworkRecord) -> impl Future<Output = Result<()>> + Send;
     /// Removes a network; refuses while any host has an endpoint in it.
     fn remove_network(
         &self,
@@ -97,11 +120,13 @@ pub trait Records: Send + Sync + 'static {
         network: &NetworkRecord,
         claim: &AddressClaim,
     ) -> impl Future<Output = Result<EndpointRecord>> + Send;
-    /// Writes an endpoint's record as `up`.
+    /// Writes an endpoint's record as `up`. `claimed_as` is the id its address was claimed under
+    /// where that was not the endpoint's own.
     fn publish_endpoint(
         &self,
         network: &NetworkRecord,
         record: &EndpointRecord,
+        claimed_as: Option<&str>,
     ) -> impl Future<Output = Result<()>> + Send;
     /// Deletes an endpoint's record while it is still ours; one that is gone is no error.
     fn release_endpoint(
@@ -121,6 +146,9 @@ pub trait Wiring: Send + Sync + 'static {
     fn routes(&self) -> impl Future<Output = Result<Vec<Ipv4Net>>> + Send;
     /// Makes a veth pair and returns the name of its end inside; leaves nothing where it fails.
     fn create_veth(&self, request: &VethRequest) -> impl Future<Output = Result<String>> + Send;
+    /// Makes a veth pair whose inner end somebody else moves into a sandbox, names and addresses;
+    /// leaves nothing where it fails.
+    fn create_loose_veth(&self, request: &LooseVeth) -> impl Future<Output = Result<()>> + Send;
     /// Deletes a link; one that is gone is no error.
     fn delete_link(&self, name: &str) -> impl Future<Output = Result<()>> + Send;
     /// The endpoints of this host.
@@ -192,11 +220,13 @@ impl<R: Records, W: Wiring> Service<R, W> {
         &self.shared.wiring
     }
 
-    fn records(&self) -> &R {
+    /// What is in Consul.
+    pub(crate) fn records(&self) -> &R {
         &self.shared.records
     }
 
-    fn attaching(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    /// Ids of endpoints under way, which nobody takes for orphans.
+    pub(crate) fn attaching(&self) -> MutexGuard<'_, BTreeSet<String>> {
         // The set is never left half changed, so a panic elsewhere does not make it wrong.
         self.shared.attaching.lock().unwrap_or_else(PoisonError::into_inner)
     }

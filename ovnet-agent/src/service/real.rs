@@ -11,11 +11,11 @@ use super::{AddressClaim, Records, VethRequest, Wiring};
 use crate::{
     api::types::{CounterView, CreateNetwork, Status},
     consul::{
-        Consul,
+        Consul, Publish,
         claims::{Claim, Pool},
-        schema::{EndpointRecord, HostRecord, NetworkRecord},
+        schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
     },
-    net::{self, Net, VethSpec},
+    net::{self, LooseVeth, Net, VethSpec},
     reconcile::Reconciler,
     state::LocalEndpoint,
 };
@@ -36,6 +36,31 @@ impl Records for ConsulRecords {
         local_routes: &[Ipv4Net],
     ) -> Result<NetworkRecord> {
         self.consul.create_network(wanted, &self.pool, local_routes).await
+    }
+
+    async fn claim_pending(
+        &self,
+        subnet: Option<Ipv4Net>,
+        ip_range: Option<Ipv4Net>,
+        local_routes: &[Ipv4Net],
+    ) -> Result<PendingRecord> {
+        self.consul.claim_pending(subnet, ip_range, &self.pool, local_routes).await
+    }
+
+    async fn pending(&self) -> Result<Vec<PendingRecord>> {
+        self.consul.pending().await
+    }
+
+    async fn publish_network(&self, record: &NetworkRecord) -> Result<Publish> {
+        self.consul.publish_network(record).await
+    }
+
+    async fn release_pending(&self, id: &str) -> Result<()> {
+        self.consul.release_pending(id).await
+    }
+
+    async fn restore_network(&self, record: &NetworkRecord) -> Result<()> {
+        self.consul.restore_network(record).await
     }
 
     async fn remove_network(&self, name_or_id: &str) -> Result<NetworkRecord> {
@@ -72,8 +97,9 @@ impl Records for ConsulRecords {
         &self,
         network: &NetworkRecord,
         record: &EndpointRecord,
+        claimed_as: Option<&str>,
     ) -> Result<()> {
-        self.consul.publish_endpoint(network, record).await
+        self.consul.publish_claimed(network, record, claimed_as).await
     }
 
     async fn release_endpoint(&self, network_id: &str, record: &EndpointRecord) -> Result<()> {
@@ -108,6 +134,10 @@ impl Wiring for HostWiring {
         let offloads = self.reconciler.sandbox_offloads();
         let spec = VethSpec { host_ifname, netns, ifname, mac, address, mtu, offloads };
         Ok(self.net.create_veth(&spec).await?.ifname)
+    }
+
+    async fn create_loose_veth(&self, request: &LooseVeth) -> Result<()> {
+        self.net.create_loose_veth(request, self.reconciler.sandbox_offloads()).await
     }
 
     async fn delete_link(&self, name: &str) -> Result<()> {

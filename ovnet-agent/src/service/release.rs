@@ -28,7 +28,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
 
     /// Releases an address as soon as Consul lets us: a detach does not wait for it, and an address
     /// that nobody has must not stay taken.
-    pub(super) fn release_later(&self, network: NetworkRecord, record: EndpointRecord) {
+    pub(crate) fn release_later(&self, network: NetworkRecord, record: EndpointRecord) {
         let service = self.clone();
         tokio::spawn(async move {
             let mut wait = FIRST_WAIT;
@@ -47,7 +47,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
     }
 
     /// Finds and releases the record of an endpoint whose claim ended without a clear answer.
-    pub(super) fn forget_later(&self, network: NetworkRecord, id: String) {
+    pub(crate) fn forget_later(&self, network: NetworkRecord, id: String) {
         let service = self.clone();
         tokio::spawn(async move {
             let mut wait = FIRST_WAIT;

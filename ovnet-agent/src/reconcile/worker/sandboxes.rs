@@ -68,6 +68,23 @@ impl Worker {
         self.own_records.release(network, record);
     }
 
+    /// Learns the names of interfaces that Docker moved into their sandboxes: until then nothing
+    /// inside is looked at.
+    pub(super) async fn find_inner_ends(&self, local: &mut [(LocalEndpoint, u32)]) {
+        for (endpoint, _) in local.iter_mut().filter(|(it, _)| it.ifname.is_empty()) {
+            let inner = self.net.inner_ifname(&endpoint.host_ifname, &endpoint.netns).await;
+            // Not there yet, or the path is not: Docker makes it after the plugin's call.
+            let Ok(Some(ifname)) = inner else { continue };
+            endpoint.ifname = ifname;
+            if let Some(known) = self.shared.view().local.get_mut(&endpoint.record.id) {
+                known.ifname.clone_from(&endpoint.ifname);
+            }
+            if let Err(error) = self.state.store(endpoint) {
+                tracing::warn!(error = format!("{error:#}"), "an interface's name is not kept");
+            }
+        }
+    }
+
     /// Keeps every endpoint's MTU at the uplink's minus 50, or the network's.
     pub(super) async fn follow_mtu(
         &mut self,
@@ -81,9 +98,12 @@ impl Worker {
             if endpoint.mtu == wanted && found.is_none_or(|mtu| mtu == wanted) {
                 continue;
             }
-            let LocalEndpoint { host_ifname, netns, ifname, .. } = endpoint;
-            let changed = self.net.set_endpoint_mtu(host_ifname, netns, ifname, wanted).await;
-            if let Err(error) = changed {
+            let LocalEndpoint { host_ifname, netns, .. } = endpoint;
+            if endpoint.ifname.is_empty() {
+                // On its way into the sandbox; the pass that finds it there looks at it again.
+                continue;
+            }
+            if let Err(error) = self.net.set_endpoint_mtu(host_ifname, netns, wanted).await {
                 notes.push(format!("{error:#}"));
                 continue;
             }
@@ -103,9 +123,13 @@ impl Worker {
         notes: &mut Vec<String>,
     ) {
         for (endpoint, _) in local {
-            let LocalEndpoint { host_ifname, netns, ifname, .. } = endpoint;
+            let LocalEndpoint { host_ifname, netns, .. } = endpoint;
             let host_side = self.net.prepare_endpoint_host_side(host_ifname).await;
-            let inside = self.net.set_endpoint_offloads(netns, ifname, offloads).await;
+            let inside = if endpoint.ifname.is_empty() {
+                Ok(())
+            } else {
+                self.net.set_endpoint_offloads(host_ifname, netns, offloads).await
+            };
             for error in [host_side, inside].into_iter().filter_map(Result::err) {
                 notes.push(format!("{error:#}"));
             }

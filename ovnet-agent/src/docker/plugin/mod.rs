@@ -1,0 +1,164 @@
+//! Docker's plugin protocol, version 1: `POST /NetworkDriver.…` and `/IpamDriver.…` on a unix
+//! socket (moby `pkg/plugins`, libnetwork `docs/remote.md` and `docs/ipam.md`).
+//!
+//! An answer other than 200 carries `{"Err": "…"}`, which Docker shows to the user word for word,
+//! for both kinds of driver. Docker waits for an answer for ever, so every call has a deadline.
+
+pub mod types;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow};
+use axum::{
+    Router,
+    body::{Body, Bytes, to_bytes},
+    extract::{Request, State},
+    http::{Method, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::driver::{ADDRESS_SPACES, Driver};
+use crate::service::{Records, Wiring, one_line};
+
+/// The largest body taken, in bytes.
+const BODY_LIMIT: usize = 4 * 1024 * 1024;
+/// How long a body may take to arrive.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a call may take; what waits for Consul has shorter deadlines of its own.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The content type of Docker's own answers.
+const CONTENT: &str = "application/vnd.docker.plugins.v1.2+json";
+
+/// The routes, for a server on the plugin's socket.
+pub fn router<R: Records, W: Wiring>(driver: Driver<R, W>) -> Router {
+    Router::new().fallback(answer::<R, W>).with_state(Arc::new(driver))
+}
+
+async fn answer<R: Records, W: Wiring>(
+    State(driver): State<Arc<Driver<R, W>>>,
+    request: Request,
+) -> Response {
+    let path = request.uri().path().trim_start_matches('/').to_owned();
+    if request.method() != Method::POST {
+        return error(StatusCode::METHOD_NOT_ALLOWED, "Docker's plugin protocol is POST only");
+    }
+    let body = match read(request.into_body()).await {
+        Ok(body) => body,
+        Err(why) => return error(StatusCode::BAD_REQUEST, &format!("{path}: {why:#}")),
+    };
+    // A call goes on when Docker hangs up: half an endpoint must not be what remains.
+    let call = tokio::spawn(async move { call(&driver, &path, &body).await });
+    match tokio::time::timeout(DEADLINE, call).await {
+        Ok(Ok(Ok(Some(answer)))) => ok(&answer),
+        Ok(Ok(Ok(None))) => error(StatusCode::NOT_FOUND, "ovnet has no such call"),
+        Ok(Ok(Err(why))) => error(StatusCode::INTERNAL_SERVER_ERROR, &one_line(&why)),
+        Ok(Err(why)) => {
+            error(StatusCode::INTERNAL_SERVER_ERROR, &format!("the agent gave the call up: {why}"))
+        }
+        Err(_) => error(
+            StatusCode::GATEWAY_TIMEOUT,
+            &format!("the agent took longer than {DEADLINE:?}: see its log"),
+        ),
+    }
+}
+
+/// Carries one call out; `None` where there is no such call.
+async fn call<R: Records, W: Wiring>(
+    driver: &Driver<R, W>,
+    path: &str,
+    body: &[u8],
+) -> Result<Option<Value>> {
+    tracing::debug!(path, body = %String::from_utf8_lossy(body), "Docker calls");
+    let nothing = || json!({});
+    let result = match path {
+        "Plugin.Activate" => Ok(json!({"Implements": ["NetworkDriver", "IpamDriver"]})),
+        "NetworkDriver.GetCapabilities" => {
+            Ok(json!({"Scope": "local", "ConnectivityScope": "global"}))
+        }
+        "IpamDriver.GetCapabilities" => {
+            Ok(json!({"RequiresMACAddress": false, "RequiresRequestReplay": true}))
+        }
+        "IpamDriver.GetDefaultAddressSpaces" => {
+            let [local, global] = ADDRESS_SPACES;
+            Ok(json!({"LocalDefaultAddressSpace": local, "GlobalDefaultAddressSpace": global}))
+        }
+        "IpamDriver.RequestPool" => to_value(driver.request_pool(parse(body)?).await),
+        "IpamDriver.ReleasePool" => {
+            let about: types::PoolAddress = parse(body)?;
+            driver.release_pool(&about.pool).await;
+            Ok(nothing())
+        }
+        "IpamDriver.RequestAddress" => to_value(driver.request_address(parse(body)?).await),
+        "IpamDriver.ReleaseAddress" => {
+            driver.release_address(&parse(body)?).await;
+            Ok(nothing())
+        }
+        "NetworkDriver.GwAllocCheck" => Ok(json!({"SkipIPv4": false, "SkipIPv6": false})),
+        "NetworkDriver.CreateNetwork" => {
+            driver.create_network(parse(body)?).await.map(|()| nothing())
+        }
+        "NetworkDriver.DeleteNetwork" => {
+            let about: types::About = parse(body)?;
+            driver.delete_network(&about.network).await.map(|()| nothing())
+        }
+        "NetworkDriver.CreateEndpoint" => {
+            driver.create_endpoint(parse(body)?).await.map(|mac| match mac {
+                Some(mac) => json!({"Interface": {"MacAddress": mac}}),
+                // Docker takes an answer to what it decided itself for an error.
+                None => json!({"Interface": {}}),
+            })
+        }
+        "NetworkDriver.Join" => to_value(driver.join(parse(body)?).await),
+        "NetworkDriver.DeleteEndpoint" => {
+            let about: types::About = parse(body)?;
+            driver.delete_endpoint(&about.endpoint).await.map(|()| nothing())
+        }
+        "NetworkDriver.EndpointOperInfo" => {
+            parse::<types::About>(body).map(|_| json!({"Value": {}}))
+        }
+        // Docker moves the interface out between Leave and DeleteEndpoint, where all is undone.
+        // Ports are Docker's own affair, and nodes are Swarm's.
+        "NetworkDriver.Leave"
+        | "NetworkDriver.ProgramExternalConnectivity"
+        | "NetworkDriver.RevokeExternalConnectivity"
+        | "NetworkDriver.DiscoverNew"
+        | "NetworkDriver.DiscoverDelete" => {
+            parse::<BTreeMap<String, Value>>(body).map(|_| nothing())
+        }
+        "NetworkDriver.AllocateNetwork" | "NetworkDriver.FreeNetwork" => {
+            Err(anyhow!("ovnet networks are of one host's Docker each and not Swarm's to make"))
+        }
+        _ => return Ok(None),
+    };
+    if let Err(why) = &result {
+        tracing::info!(path, "refused: {}", one_line(why));
+    }
+    result.map(Some)
+}
+
+async fn read(body: Body) -> Result<Bytes> {
+    tokio::time::timeout(BODY_DEADLINE, to_bytes(body, BODY_LIMIT))
+        .await
+        .map_err(|_| anyhow!("its body did not arrive within {BODY_DEADLINE:?}"))?
+        .map_err(|why| anyhow!("its body cannot be read: {why}"))
+}
+
+/// Docker sends an empty body where a call has no arguments.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    let body: &[u8] = if body.is_empty() { b"{}" } else { body };
+    serde_json::from_slice(body).context("the call cannot be read")
+}
+
+fn to_value<T: Serialize>(result: Result<T>) -> Result<Value> {
+    Ok(serde_json::to_value(result?)?)
+}
+
+fn ok(answer: &Value) -> Response {
+    ([(CONTENT_TYPE, CONTENT)], answer.to_string()).into_response()
+}
+
+fn error(status: StatusCode, line: &str) -> Response {
+    (status, [(CONTENT_TYPE, CONTENT)], json!({"Err": line}).to_string()).into_response()
+}
