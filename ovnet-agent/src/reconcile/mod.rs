@@ -9,7 +9,7 @@ mod worker;
 mod xdp;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -60,6 +60,18 @@ pub struct Options {
 enum Request {
     Add(Box<LocalEndpoint>, oneshot::Sender<Result<()>>),
     Remove(String, oneshot::Sender<Result<()>>),
+    Describe(Description, oneshot::Sender<Result<Option<LocalEndpoint>>>),
+}
+
+/// What is learned of an endpoint after it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Id of the endpoint.
+    pub id: String,
+    /// Name and aliases.
+    pub names: Vec<String>,
+    /// Docker's id of the container.
+    pub container: String,
 }
 
 /// The handle. Clones share everything.
@@ -94,6 +106,8 @@ struct View {
     offloads: SandboxOffloads,
     repairs: u64,
     errors: Vec<String>,
+    /// What stands in the way elsewhere than in the loop.
+    notes: BTreeSet<String>,
 }
 
 impl Reconciler {
@@ -137,6 +151,7 @@ impl Reconciler {
             offloads: xdp::WITHOUT_XDP,
             repairs: 0,
             errors: Vec::new(),
+            notes: BTreeSet::new(),
         };
         let shared = Arc::new(Shared {
             options,
@@ -148,6 +163,11 @@ impl Reconciler {
         });
         let worker = Worker::new(Arc::clone(&shared), net, state, incoming, uplink);
         Ok((Self { requests, shared }, worker))
+    }
+
+    /// What Consul holds, as last read, and whenever it changes.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.snapshots.clone()
     }
 
     /// What Consul holds, as last read.
@@ -183,7 +203,23 @@ impl Reconciler {
         self.request(Request::Remove(id.to_owned(), reply), answer).await
     }
 
-    async fn request(&self, request: Request, answer: oneshot::Receiver<Result<()>>) -> Result<()> {
+    /// Adds to an endpoint what was learned of it, and returns it as it is now; `None` where it is
+    /// not there any more.
+    pub async fn describe_local(&self, description: Description) -> Result<Option<LocalEndpoint>> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Describe(description, reply), answer).await
+    }
+
+    /// Shows these lines in the status beside the loop's own, in place of the last ones.
+    pub fn set_notes(&self, notes: BTreeSet<String>) {
+        self.shared.view().notes = notes;
+    }
+
+    async fn request<T>(
+        &self,
+        request: Request,
+        answer: oneshot::Receiver<Result<T>>,
+    ) -> Result<T> {
         let stopped = || anyhow!("the agent is stopping: try again when it is back");
         self.requests.send(request).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
@@ -212,7 +248,7 @@ impl Reconciler {
             local_endpoints: view.local.len(),
             repairs: view.repairs,
             unreadable_records: snapshot.unreadable,
-            errors: view.errors,
+            errors: view.errors.into_iter().chain(view.notes).collect(),
         }
     }
 

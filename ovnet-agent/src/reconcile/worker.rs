@@ -166,6 +166,9 @@ impl Worker {
                     }
                     Err(error) => answer(reply, Err(error)),
                 },
+                Request::Describe(description, reply) => {
+                    answer(reply, self.describe(description));
+                }
                 Request::Remove(id, reply) => {
                     let endpoint = self.shared.view().local.remove(&id);
                     removed.push((id, endpoint, reply));
@@ -394,7 +397,7 @@ fn concerns(op: &Op, endpoint: &LocalEndpoint) -> bool {
     }
 }
 
-fn answer(reply: oneshot::Sender<Result<()>>, result: Result<()>) {
+fn answer<T>(reply: oneshot::Sender<Result<T>>, result: Result<T>) {
     // Whoever asked may have given up; the work is done all the same.
     let _ = reply.send(result);
 }

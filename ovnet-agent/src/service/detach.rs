@@ -120,6 +120,15 @@ fn select<'a>(
             described(wanted)
         )));
     }
+    if let Some(endpoint) = found.iter().find(|it| it.docker.is_some()) {
+        // Docker would go on believing in it.
+        let name = endpoint.record.names.first().map_or("CONTAINER", String::as_str);
+        return Err(Refusal::conflict(format!(
+            "{} is Docker's: `docker network disconnect {} {name}` detaches it",
+            label(endpoint),
+            endpoint.network.name
+        )));
+    }
     let sandboxes: BTreeSet<_> = found.iter().map(|it| &it.netns).collect();
     if wanted.netns.is_none() && sandboxes.len() > 1 {
         let mut labels: Vec<_> = found.iter().map(|it| label(it)).collect();

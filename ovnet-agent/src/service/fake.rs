@@ -24,6 +24,7 @@ use crate::{
         },
     },
     net::LooseVeth,
+    reconcile::Description,
     state::LocalEndpoint,
 };
 
@@ -421,6 +422,17 @@ impl Wiring for Fake {
         // Remembered first: a failed add may leave the endpoint half there.
         self.state().local.insert(endpoint.record.id.clone(), endpoint);
         self.begin("add_local").await
+    }
+
+    async fn describe_local(&self, description: Description) -> Result<Option<LocalEndpoint>> {
+        self.begin("describe_local").await?;
+        let mut state = self.state();
+        let Some(endpoint) = state.local.get_mut(&description.id) else { return Ok(None) };
+        endpoint.record.names = description.names;
+        if let Some(docker) = &mut endpoint.docker {
+            docker.container = Some(description.container);
+        }
+        Ok(Some(endpoint.clone()))
     }
 
     async fn remove_local(&self, id: &str) -> Result<()> {

@@ -36,6 +36,7 @@ use crate::{
         schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
     },
     net::LooseVeth,
+    reconcile::Description,
     state::LocalEndpoint,
 };
 
@@ -155,6 +156,11 @@ pub trait Wiring: Send + Sync + 'static {
     fn local(&self) -> Vec<LocalEndpoint>;
     /// Remembers an endpoint and wires it.
     fn add_local(&self, endpoint: LocalEndpoint) -> impl Future<Output = Result<()>> + Send;
+    /// Adds to an endpoint what was learned of it; `None` where it is not there any more.
+    fn describe_local(
+        &self,
+        description: Description,
+    ) -> impl Future<Output = Result<Option<LocalEndpoint>>> + Send;
     /// Forgets an endpoint, unwires it and deletes its veth; idempotent.
     fn remove_local(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
     /// What `ovnet status` shows.

@@ -16,7 +16,7 @@ use crate::{
         schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
     },
     net::{self, LooseVeth, Net, VethSpec},
-    reconcile::Reconciler,
+    reconcile::{Description, Reconciler},
     state::LocalEndpoint,
 };
 
@@ -150,6 +150,10 @@ impl Wiring for HostWiring {
 
     async fn add_local(&self, endpoint: LocalEndpoint) -> Result<()> {
         self.reconciler.add_local(endpoint).await
+    }
+
+    async fn describe_local(&self, description: Description) -> Result<Option<LocalEndpoint>> {
+        self.reconciler.describe_local(description).await
     }
 
     async fn remove_local(&self, id: &str) -> Result<()> {

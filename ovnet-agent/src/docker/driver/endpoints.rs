@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Driver, addresses::host_of, unknown_network};
 use crate::{
@@ -115,11 +115,11 @@ impl<R: Records, W: Wiring> Driver<R, W> {
         };
         let created = self.book().pages().created.get(&id).cloned();
         let Some(Created { record, bound, claimed_as }) = created else {
-            ensure!(
-                self.wiring().local().iter().any(|it| it.record.id == id),
-                "the agent was started anew in the middle of it: try again"
-            );
-            return Ok(joined);
+            if self.wiring().local().iter().any(|it| it.record.id == id) {
+                return Ok(joined);
+            }
+            self.book().bound(&wanted.network).with_context(|| unknown_network(&wanted.network))?;
+            bail!("the agent was started anew while the container was: try again");
         };
         let network = bound.network;
         let mtu = endpoint_mtu(&network, self.wiring().uplink_mtu());

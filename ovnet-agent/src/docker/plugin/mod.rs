@@ -4,6 +4,8 @@
 //! An answer other than 200 carries `{"Err": "…"}`, which Docker shows to the user word for word,
 //! for both kinds of driver. Docker waits for an answer for ever, so every call has a deadline.
 
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -8,6 +8,7 @@ use super::Worker;
 use crate::{
     desired::endpoint_mtu,
     net::{Link, SandboxOffloads},
+    reconcile::Description,
     state::LocalEndpoint,
 };
 
@@ -53,6 +54,23 @@ impl Worker {
             }
         }
         Ok(wired)
+    }
+
+    /// Adds what was learned of an endpoint to its state, which is what is announced again where
+    /// Consul loses it.
+    pub(super) fn describe(&mut self, description: Description) -> Result<Option<LocalEndpoint>> {
+        let Description { id, names, container } = description;
+        let Some(mut endpoint) = self.shared.view().local.get(&id).cloned() else {
+            return Ok(None);
+        };
+        endpoint.record.names = names;
+        if let Some(docker) = &mut endpoint.docker {
+            docker.container = Some(container);
+        }
+        self.state.store(&endpoint)?;
+        self.own_records.added(&id);
+        self.shared.view().local.insert(id, endpoint.clone());
+        Ok(Some(endpoint))
     }
 
     fn withdraw(&mut self, endpoint: &LocalEndpoint) {
