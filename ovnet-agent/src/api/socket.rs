@@ -19,12 +19,13 @@ use tokio::net::UnixListener;
 /// A bound socket. Dropped, it removes its file, unless that is another agent's by now.
 #[derive(Debug)]
 pub struct Socket {
-    pub(super) listener: UnixListener,
+    listener: UnixListener,
     file: SocketFile,
 }
 
+/// The file of a socket, removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     inode: u64,
     // Held as long as the socket is: the kernel gives it back when the agent dies, however it dies.
@@ -82,7 +83,8 @@ impl Socket {
         Ok(Self { listener, file })
     }
 
-    pub(super) fn into_parts(self) -> (UnixListener, SocketFile) {
+    /// The listener, and the file it is reached by.
+    pub(crate) fn into_parts(self) -> (UnixListener, SocketFile) {
         (self.listener, self.file)
     }
 }

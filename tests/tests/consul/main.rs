@@ -11,6 +11,7 @@
 mod claims;
 mod lease;
 mod networks;
+mod pending;
 mod watching;
 mod wire;
 

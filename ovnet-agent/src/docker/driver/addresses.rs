@@ -108,7 +108,12 @@ impl<R: Records, W: Wiring> Driver<R, W> {
         let Ok(address) = wanted.address.split('/').next().unwrap_or_default().parse() else {
             return;
         };
-        let reservation = self.book().pages().reserved.remove(&(wanted.pool.clone(), address));
+        self.release_of(&wanted.pool, address).await;
+    }
+
+    /// Releases an address of a network that no endpoint has any more.
+    pub(super) async fn release_of(&self, network: &str, address: Ipv4Addr) {
+        let reservation = self.book().pages().reserved.remove(&(network.to_owned(), address));
         if let Some(reservation) = reservation {
             self.let_go(reservation).await;
         }

@@ -1,1 +1,1 @@
-//! What the comparison of Docker's networks with Consul's needs of the driver.
+//! x
