@@ -32,7 +32,7 @@ impl Tour<'_> {
     fn network(&self) -> Result<()> {
         println!("The hosts, as Consul has them:\n");
         let consul = self.lab.consul()?;
-        let keys = format!("busybox wget -q -O - http://{consul}/v1/kv/ovnet/v1/hosts/?keys");
+        let keys = format!("busybox wget -q -O - 'http://{consul}/v1/kv/ovnet/v1/hosts/?keys'");
         self.types("docker01", &keys)?;
 
         println!("\nA network made on docker02 is on the others too:\n");
