@@ -6,6 +6,7 @@
     reason = "this is test code, and a panic names the line that failed"
 )]
 
+mod docker;
 mod flows;
 mod footprint;
 mod programs;
@@ -21,9 +22,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use xtask::lab::{Lab, Options, default_bin_dir, wait_until};
+use xtask::lab::{Lab, Options, default_bin_dir, require, wait_until};
 
 pub use self::{
+    docker::DockerEndpoint,
     flows::{Ping, Stream},
     footprint::Footprint,
     programs::ProgramWatch,
@@ -56,6 +58,10 @@ impl Cluster {
         }
         let mut options = Options::test(name);
         change(&mut options);
+        if let Err(why) = require(&options) {
+            skip(&format!("{why:#}"));
+            return None;
+        }
         Some(Self { lab: Lab::up(options).unwrap_or_else(|error| panic!("{error:#}")) })
     }
 
@@ -186,6 +192,12 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             for node in self.lab.nodes() {
                 println!("--- the agent of {node} said:\n{}", self.lab.agent_output(&node));
+                if self.lab.options().docker {
+                    let said = self.lab.docker_output(&node);
+                    let worth = |line: &&str| !line.contains("level=info");
+                    let said: Vec<_> = said.lines().filter(worth).collect();
+                    println!("--- the Docker of {node} said:\n{}", said.join("\n"));
+                }
             }
         }
     }

@@ -36,12 +36,14 @@ enum Layer {
     Net,
     /// A real Consul.
     Consul,
+    /// Real Docker daemons, on hosts as namespaces.
+    Docker,
     /// All of them.
     All,
 }
 
 /// The layers in the order they are run: the quick ones first.
-const LAYERS: &[Layer] = &[Layer::Unit, Layer::Bpf, Layer::Consul, Layer::Net];
+const LAYERS: &[Layer] = &[Layer::Unit, Layer::Bpf, Layer::Consul, Layer::Net, Layer::Docker];
 
 /// Runs the layers, and prints the summary last.
 ///
@@ -83,7 +85,8 @@ fn prepare(layers: &[Layer]) -> Result<()> {
         eprintln!("note: not root: tests that need a privilege will be skipped, and say so");
     }
     // Tests skip or fail one by one for what is missing, which tells more than stopping here.
-    for need in [Need::Packages, Need::Consul] {
+    let docker = layers.contains(&Layer::Docker).then_some(Need::Docker);
+    for need in [Need::Packages, Need::Consul].into_iter().chain(docker) {
         if let Err(error) = tools::ensure(&[need]) {
             eprintln!("note: {error:#}");
         }
@@ -99,6 +102,7 @@ impl Layer {
             Self::Bpf => "bpf",
             Self::Net => "net",
             Self::Consul => "consul",
+            Self::Docker => "docker",
             Self::All => "all",
         }
     }
@@ -128,7 +132,7 @@ impl Layer {
             command.args(filter).args(["--", "--show-output"]);
             // Traffic and timing of one test must not starve another's; Consul takes two.
             match self {
-                Self::Net => _ = command.arg("--test-threads=1"),
+                Self::Net | Self::Docker => _ = command.arg("--test-threads=1"),
                 Self::Consul => _ = command.arg("--test-threads=2"),
                 Self::Unit | Self::Bpf | Self::All => {}
             }
@@ -150,7 +154,7 @@ fn binaries(layer: Layer) -> Result<Vec<String>> {
         };
         let Some(of) = LAYERS.iter().skip(1).find(|layer| name.starts_with(layer.name())) else {
             bail!(
-                "{} is in no layer: its name starts with none of bpf, consul, net",
+                "{} is in no layer: its name starts with none of bpf, consul, net, docker",
                 path.display()
             );
         };

@@ -22,6 +22,8 @@ pub(crate) enum Need {
     BpfLinker,
     /// The commands that the lab and the tests run: ip, iperf3, tcpdump and others.
     Packages,
+    /// A Docker daemon and its client, and what the lab's image is made from.
+    Docker,
     /// A real Consul.
     Consul,
 }

@@ -116,7 +116,11 @@ pub struct Stream {
 impl Stream {
     /// Connects one place to another, whose address is `to`.
     pub fn start(lab: &Lab, from: &str, place: &str, to: Ipv4Addr) -> Self {
-        let at = SocketAddr::from((to, PORT));
+        Self::start_at(lab, from, place, SocketAddr::from((to, PORT)))
+    }
+
+    /// [`Stream::start`] with a port of its own.
+    pub fn start_at(lab: &Lab, from: &str, place: &str, at: SocketAddr) -> Self {
         let listener = lab.inside(place, move || Ok(TcpListener::bind(at)?)).unwrap();
         let client = lab
             .inside(from, move || Ok(TcpStream::connect_timeout(&at, Duration::from_secs(5))?))

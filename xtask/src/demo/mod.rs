@@ -1,6 +1,8 @@
 //! `cargo xtask demo`: three hosts form a network through Consul, containers on them talk, and a
-//! table tells how fast, next to the kernel's own vxlan in the same run.
+//! table tells how fast, next to the kernel's own vxlan in the same run. With Docker on the hosts
+//! it goes through the tutorial of Docker's own overlay instead.
 
+mod docker;
 mod report;
 mod session;
 
@@ -20,6 +22,9 @@ use self::session::Session;
 /// Arguments of `cargo xtask demo`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Go through Docker's old tutorial instead, with a Docker daemon on each host.
+    #[arg(long, conflicts_with = "baseline")]
+    docker: bool,
     /// What the wire carries: packets of up to 64 KiB, or packets of the MTU as a physical one.
     #[arg(long, value_enum, default_value_t)]
     wire: Wire,
@@ -54,13 +59,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     // Before the build, which takes much longer than to find out.
     ensure!(tools::is_root(), "the demo makes network namespaces and needs root: run it with sudo");
     let bin_dir = match &args.bin_dir {
-        None if !args.baseline => Some(lab::build(true)?),
+        None if !args.baseline => Some(lab::build(true, args.docker)?),
         given => {
-            lab::bring()?;
+            lab::bring(args.docker)?;
             given.clone()
         }
     };
-    measure::require()?;
+    if !args.docker {
+        measure::require()?;
+    }
     let started = Instant::now();
     let options = Options {
         // A lab that goes away with this process does not get in the way of one that stays.
@@ -69,11 +76,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
         agents: !args.baseline,
         bin_dir,
         stand_in: args.stand_in,
+        docker: args.docker,
         life: if args.keep { Life::Stays } else { Life::Bound },
         ..Options::default()
     };
     let lab = Lab::up(options).context("the lab does not come up")?;
-    show(&lab, &args)?;
+    introduce(&lab)?;
+    if args.docker {
+        docker::show(&lab)?;
+    } else {
+        show(&lab, &args)?;
+    }
     if args.keep {
         println!("\nThe lab is left up: `cargo xtask lab status`, `cargo xtask lab down`.");
     } else {
@@ -83,7 +96,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn show(lab: &Lab, args: &Args) -> Result<()> {
+/// Says what there is.
+fn introduce(lab: &Lab) -> Result<()> {
     let consul = lab.consul_kind().unwrap_or_default();
     println!(
         "\nThree hosts, each a namespace of this machine, and a switch. On docker01 runs Consul\n\
@@ -91,6 +105,11 @@ fn show(lab: &Lab, args: &Args) -> Result<()> {
         lab.consul()?,
         lab::UPLINK
     );
+    Ok(())
+}
+
+/// Networks, pings, and throughput next to the kernel's own vxlan.
+fn show(lab: &Lab, args: &Args) -> Result<()> {
     let mut ways = vec![Way {
         label: "host to host".to_owned(),
         from: "docker01".to_owned(),

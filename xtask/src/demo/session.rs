@@ -10,11 +10,12 @@ use crate::lab::measure::Way;
 use crate::lab::{Lab, table, wait_until};
 
 /// Sandboxes of the first network: host and name.
-const TESTS: [(&str, &str); 3] = [("docker01", "t1"), ("docker02", "t2"), ("docker03", "t3")];
+pub(super) const TESTS: [(&str, &str); 3] =
+    [("docker01", "t1"), ("docker02", "t2"), ("docker03", "t3")];
 /// Sandboxes of the second network.
 const OTHERS: [(&str, &str); 2] = [("docker01", "u1"), ("docker02", "u2")];
 /// How long something may take to be seen on another host. It should take less than a second.
-const SEEN: Duration = Duration::from_secs(10);
+pub(super) const SEEN: Duration = Duration::from_secs(10);
 
 /// Types commands in a lab as on the hosts' terminals.
 pub(super) struct Session<'a> {
@@ -106,12 +107,21 @@ impl<'a> Session<'a> {
     }
 
     /// Runs a command line and prints it and what it says, as a terminal does.
-    fn types(&self, place: &str, line: &str) -> Result<()> {
+    pub(super) fn types(&self, place: &str, line: &str) -> Result<()> {
         println!("{place} $ {line}");
-        let said = self.lab.exec(place, &line.split(' ').collect::<Vec<_>>())?;
+        let said = self.lab.exec(place, &["sh", "-c", line])?;
         if !said.is_empty() {
             println!("{said}");
         }
+        Ok(())
+    }
+
+    /// Runs a command line that is to be refused, and prints it and why it is.
+    pub(super) fn types_in_vain(&self, place: &str, line: &str) -> Result<()> {
+        println!("{place} $ {line}");
+        let output = self.lab.output(place, &["sh", "-c", line], SEEN)?;
+        ensure!(!output.status.success(), "`{line}` on {place} is not refused");
+        print!("{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
 
@@ -121,7 +131,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn wait_for_hosts(&self) -> Result<()> {
+    pub(super) fn wait_for_hosts(&self) -> Result<()> {
         let nodes = self.lab.nodes();
         wait_until(
             SEEN,

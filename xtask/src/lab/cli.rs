@@ -71,6 +71,12 @@ struct Up {
     /// Run the development stand-in even where there is a Consul.
     #[arg(long, hide = true)]
     stand_in: bool,
+    /// Start a Docker daemon on each host, with an image `busybox`.
+    #[arg(long)]
+    docker: bool,
+    /// Containers go on while their Docker daemon is stopped.
+    #[arg(long, requires = "docker")]
+    live_restore: bool,
     /// Another argument for every agent.
     #[arg(long = "agent-arg", value_name = "ARG", allow_hyphen_values = true)]
     agent_args: Vec<String>,
@@ -146,11 +152,34 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
+/// What to do with a lab.
+const HINTS: &[[&str; 2]] = &[
+    ["cargo xtask lab exec docker02 -- ovnet network create ov_net1", "make a network"],
+    ["cargo xtask lab run docker01 t1 --network ov_net1", "a sandbox in it"],
+    [
+        "cargo xtask lab run docker02 t2 --network ov_net1",
+        "one on another host; prints its address",
+    ],
+    ["cargo xtask lab exec docker01/t1 -- ping 10.0.0.3", "a command in a sandbox"],
+    ["cargo xtask lab exec docker01 -it -- bash", "a shell on a host"],
+    ["cargo xtask lab down", "remove it all"],
+];
+
+/// What to do with one that has Docker.
+const DOCKER_HINTS: &[[&str; 2]] = &[
+    ["cargo xtask lab exec docker02 -it -- bash", "a shell on a host; there:"],
+    ["docker network create -d ovnet --ipam-driver ovnet ov_net1", "make a network, for all hosts"],
+    ["docker run -itd --name t1 --network ov_net1 busybox", "a container in it"],
+    ["docker exec -it t1 ping t2", "a command in a container"],
+    ["cargo xtask lab exec docker02/t1 -- tcpdump -ni eth0", "one of the host's in its network"],
+    ["cargo xtask lab down", "remove it all"],
+];
+
 fn bring_up(up: Up, prefix: String) -> Result<()> {
     let bin_dir = match up.bin_dir {
-        None if !up.no_agents => Some(build(up.release)?),
+        None if !up.no_agents => Some(build(up.release, up.docker)?),
         given => {
-            bring()?;
+            bring(up.docker)?;
             given
         }
     };
@@ -165,20 +194,12 @@ fn bring_up(up: Up, prefix: String) -> Result<()> {
         bin_dir,
         stand_in: up.stand_in,
         durable_consul: false,
+        docker: up.docker,
+        live_restore: up.live_restore,
         life: Life::Stays,
     })?;
     print!("{}", lab.picture()?);
-    let hints = [
-        ["cargo xtask lab exec docker02 -- ovnet network create ov_net1", "make a network"],
-        ["cargo xtask lab run docker01 t1 --network ov_net1", "a sandbox in it"],
-        [
-            "cargo xtask lab run docker02 t2 --network ov_net1",
-            "one on another host; prints its address",
-        ],
-        ["cargo xtask lab exec docker01/t1 -- ping 10.0.0.3", "a command in a sandbox"],
-        ["cargo xtask lab exec docker01 -it -- bash", "a shell on a host"],
-        ["cargo xtask lab down", "remove it all"],
-    ];
+    let hints = if up.docker { DOCKER_HINTS } else { HINTS };
     let rows: Vec<Vec<String>> =
         hints.iter().map(|hint| hint.iter().map(|text| (*text).to_owned()).collect()).collect();
     print!("\n{}", status::table(&rows));

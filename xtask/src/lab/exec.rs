@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -13,14 +13,15 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::host::Host;
-use super::{Lab, READY, prepare, wait_until};
+use super::{Lab, READY, docker, prepare, wait_until};
 
 /// How long a command may take where nothing else is said.
 const LIMIT: Duration = Duration::from_secs(60);
 
 impl Lab {
     /// A command in a host (`docker01`) or a sandbox (`docker01/t1`), with the agent's binaries
-    /// on its `PATH`; not bounded in time.
+    /// on its `PATH`; not bounded in time. A container counts as a sandbox: the command is then in
+    /// its network, and in the host for all else.
     ///
     /// # Errors
     /// There is no such place.
@@ -29,13 +30,14 @@ impl Lab {
         let (host, sandbox) = self.place(place)?;
         let mut command = match sandbox {
             None => host.command(program),
-            Some(name) => {
+            Some(netns) => {
                 let mut command = host.command("nsenter");
-                command.args([&format!("--net=/run/netns/{name}"), "--", program]);
+                command.arg(format!("--net={}", netns.display())).args(["--", program]);
                 command
             }
         };
         let options = self.options();
+        docker::own_client(&mut command);
         command.args(arguments).env("PATH", prepare::path(prepare::bin_dir(&options).ok()));
         Ok(command)
     }
@@ -107,7 +109,7 @@ impl Lab {
         let (host, sandbox) = self.place(place)?;
         let path = match sandbox {
             None => host.netns(),
-            Some(name) => host.root().join("run/netns").join(name),
+            Some(netns) => host.root().join(netns.strip_prefix("/").unwrap_or(&netns)),
         };
         inside(&path, call).with_context(|| format!("inside {place}"))
     }
@@ -124,20 +126,24 @@ impl Lab {
         })
     }
 
-    /// Splits `HOST[/SANDBOX]` and checks both.
-    pub(super) fn place<'a>(&self, place: &'a str) -> Result<(Host, Option<&'a str>)> {
-        let (host, sandbox) = match place.split_once('/') {
-            None => (place, None),
-            Some((host, sandbox)) => (host, Some(sandbox)),
+    /// Splits `HOST[/SANDBOX]` and finds both: the sandbox by its network namespace, as a path in
+    /// the host.
+    pub(super) fn place(&self, place: &str) -> Result<(Host, Option<PathBuf>)> {
+        let Some((host, name)) = place.split_once('/') else {
+            return Ok((self.host(place)?, None));
         };
         let host = self.host(host)?;
-        if let Some(name) = sandbox
-            && !host.root().join("run/netns").join(name).exists()
-        {
-            let host = host.name;
-            bail!("no sandbox {name} on {host}: `cargo xtask lab run {host} {name} …` makes one");
+        let netns = Path::new("/run/netns").join(name);
+        if host.root().join("run/netns").join(name).exists() {
+            return Ok((host, Some(netns)));
         }
-        Ok((host, sandbox))
+        if self.options().docker
+            && let Some(netns) = self.container_netns(&host.name, name)
+        {
+            return Ok((host, Some(netns)));
+        }
+        let host = host.name;
+        bail!("no sandbox {name} on {host}: `cargo xtask lab run {host} {name} …` makes one");
     }
 }
 

@@ -131,28 +131,37 @@ impl Starting {
 /// What process 1 of a host does. Arguments: name, the host's folder outside, `bound` or `stays`.
 ///
 /// `/run`, `/var/lib/ovnet` and `/sys/fs/bpf` are the host's own, so that the agent's default
-/// paths serve on every host. `/var/lib` is laid out anew because `/var/lib/ovnet` cannot be made
-/// in the machine's own without leaving it there. `/sys` is mounted again because it shows the
+/// paths serve on every host, and so is all that Docker writes to. `/var/lib` is laid out anew
+/// because `/var/lib/ovnet` cannot be made in the machine's own without leaving it there, `/opt`
+/// because Docker's containerd makes a folder in it. `/sys` is mounted again because it shows the
 /// devices of the network namespace it was mounted in. IPv6 is off so that nothing is on the wire
 /// that nobody sent.
 const SETUP: &str = r#"
 name=$1 folder=$2 life=$3
 mount -t proc proc /proc
-mkdir -p "$folder/cgroup" "$folder/lib"
+mkdir -p "$folder/cgroup"
 if [ -d /sys/fs/cgroup ]; then mount --rbind /sys/fs/cgroup "$folder/cgroup"; fi
 mount -t sysfs sysfs /sys
 if [ -d /sys/fs/cgroup ]; then mount --rbind "$folder/cgroup" /sys/fs/cgroup; fi
 mount -t bpf bpf /sys/fs/bpf
-mount -t tmpfs -o mode=755 ovnet-lab "$folder/lib"
-for entry in /var/lib/*/; do
-    entry=${entry%/}
-    case "${entry##*/}" in ovnet|docker|'*') continue ;; esac
-    mkdir "$folder/lib/${entry##*/}"
-    mount --rbind "$entry" "$folder/lib/${entry##*/}"
-done
-mkdir "$folder/lib/ovnet" "$folder/lib/docker"
-mount --rbind "$folder/lib" /var/lib
+lay_out() {
+    place=$1 new=$folder/$2; shift 2
+    mkdir -p "$new"
+    mount -t tmpfs -o mode=755 ovnet-lab "$new"
+    for own in "$@"; do mkdir "$new/$own"; done
+    for entry in "$place"/*/; do
+        entry=${entry%/}
+        if [ -e "$entry" ] && mkdir "$new/${entry##*/}" 2>/dev/null; then
+            mount --rbind "$entry" "$new/${entry##*/}"
+        fi
+    done
+    mount --rbind "$new" "$place"
+}
+lay_out /var/lib lib ovnet docker
+if [ -d /opt ]; then lay_out /opt opt containerd; fi
+if [ -d /etc/docker ]; then mount -t tmpfs -o mode=755 ovnet-lab /etc/docker; fi
 mount -t tmpfs -o mode=755 ovnet-lab /run
+if [ ! -L /var/run ]; then mount --rbind /run /var/run; fi
 mkdir /run/netns /run/lock
 echo "$name" > /proc/sys/kernel/hostname
 for scope in all default; do

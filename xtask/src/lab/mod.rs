@@ -5,9 +5,12 @@
 //! reachable from the machine's own network, and labs of different prefixes do not see each other,
 //! so all use the same names and addresses inside.
 
+mod cgroups;
 mod cli;
+mod docker;
 mod exec;
 mod host;
+mod http;
 pub mod kernel_vxlan;
 pub mod measure;
 mod options;
@@ -32,11 +35,12 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 pub use self::cli::{Args, run};
+pub use self::docker::{DOCKER_CONFIG, GWBRIDGE};
 pub use self::exec::Running;
 pub use self::host::Host;
 pub use self::options::{Life, Options};
-pub use self::prepare::default_bin_dir;
 pub(crate) use self::prepare::{bring, build};
+pub use self::prepare::{default_bin_dir, require};
 pub use self::process::{Process, wait_until};
 pub use self::services::{CONSUL_DATA, Halted};
 pub(crate) use self::status::table;
@@ -73,6 +77,7 @@ struct State {
     /// Which Consul runs, in words.
     consul: Option<services::Consul>,
     agents: BTreeMap<String, Process>,
+    dockers: BTreeMap<String, Process>,
 }
 
 impl Lab {
@@ -82,7 +87,7 @@ impl Lab {
     /// The lab exists, a tool or privilege is missing, or a part does not start; what was made
     /// is removed again.
     pub fn up(options: Options) -> Result<Self> {
-        prepare::require(&options)?;
+        require(&options)?;
         let folder = Path::new(RECORDS).join(&options.prefix);
         claim(&options.prefix, &folder)?;
         let state = State {
@@ -92,6 +97,7 @@ impl Lab {
             switch: None,
             consul: None,
             agents: BTreeMap::new(),
+            dockers: BTreeMap::new(),
         };
         let mut lab = Self { folder, state: Mutex::new(state), lifelines: Vec::new() };
         match lab.build() {
@@ -174,6 +180,9 @@ impl Lab {
     fn build(&mut self) -> Result<()> {
         let options = self.options();
         self.record()?;
+        if options.docker {
+            docker::load_modules();
+        }
         let nodes = (1..=options.hosts)
             .map(|number| (format!("docker{number:02}"), Some(node_address(number))));
         let places =
@@ -205,6 +214,10 @@ impl Lab {
         if options.agents {
             self.start_agents()?;
         }
+        if options.docker {
+            // After the agents, as on a machine that boots: a daemon waits for a missing plugin.
+            self.start_dockers()?;
+        }
         Ok(())
     }
 
@@ -215,6 +228,10 @@ impl Lab {
         told.into_iter().collect::<Result<()>>()?;
         for host in &started {
             host.ended()?;
+        }
+        let options = self.options();
+        if options.docker {
+            cgroups::remove(&options.prefix)?;
         }
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

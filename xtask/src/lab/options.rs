@@ -29,6 +29,10 @@ pub struct Options {
     pub stand_in: bool,
     /// Whether Consul keeps its data over a restart, as a server does, and not in memory only.
     pub durable_consul: bool,
+    /// Whether to start a Docker daemon on each host.
+    pub docker: bool,
+    /// Whether containers go on while their Docker daemon is stopped, from the lab's start.
+    pub live_restore: bool,
     /// How long the lab lasts.
     pub life: Life,
 }
@@ -46,6 +50,8 @@ impl Default for Options {
             bin_dir: None,
             stand_in: false,
             durable_consul: false,
+            docker: false,
+            live_restore: false,
             life: Life::Bound,
         }
     }

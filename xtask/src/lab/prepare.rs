@@ -19,8 +19,23 @@ const TOOLS: &[(&str, &str)] = &[
     ("timeout", "coreutils"),
 ];
 
+/// What Docker on the hosts takes in addition.
+const DOCKER_TOOLS: &[(&str, &str)] = &[
+    ("dockerd", "docker.io"),
+    ("docker", "docker.io"),
+    ("iptables", "iptables"),
+    ("busybox", "busybox-static"),
+    ("iperf3", "iperf3"),
+    ("ldd", "libc-bin"),
+    ("tar", "tar"),
+    ("sha256sum", "coreutils"),
+];
+
 /// Checks options, privileges and tools.
-pub(super) fn require(options: &Options) -> Result<()> {
+///
+/// # Errors
+/// A lab of these options cannot be had here, and why.
+pub fn require(options: &Options) -> Result<()> {
     let Options { prefix, hosts, mtu, .. } = options;
     ensure!(
         !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'),
@@ -30,8 +45,14 @@ pub(super) fn require(options: &Options) -> Result<()> {
     ensure!((576..=65_535).contains(mtu), "an MTU is 576 to 65535 bytes, not {mtu}");
     ensure!(tools::is_root(), "the lab makes network namespaces and needs root: run it with sudo");
     let ethtool = (options.wire == Wire::Mtu).then_some(&("ethtool", "ethtool"));
-    for (tool, package) in TOOLS.iter().chain(ethtool) {
+    let docker = if options.docker { DOCKER_TOOLS } else { &[] };
+    for (tool, package) in TOOLS.iter().chain(ethtool).chain(docker) {
         tool_path(tool, package)?;
+    }
+    if options.docker {
+        // Each host gets one of its own in its place.
+        let folder = Path::new("/etc/docker");
+        ensure!(folder.is_dir(), "{0} is not there: mkdir {0}", folder.display());
     }
     if options.agents {
         let folder = bin_dir(options)?;
@@ -96,17 +117,20 @@ pub fn default_bin_dir() -> Result<PathBuf> {
 ///
 /// # Errors
 /// A tool is missing and cannot be brought, or the build fails.
-pub(crate) fn build(release: bool) -> Result<PathBuf> {
-    bring()?;
+pub(crate) fn build(release: bool, docker: bool) -> Result<PathBuf> {
+    bring(docker)?;
     build_verb::agent(release)
 }
 
-/// Brings what a lab without agents needs.
+/// Brings what a lab without agents needs, with or without Docker on its hosts.
 ///
 /// # Errors
 /// A tool is missing and cannot be brought.
-pub(crate) fn bring() -> Result<()> {
+pub(crate) fn bring(docker: bool) -> Result<()> {
     tools::ensure(&[Need::Packages])?;
+    if docker {
+        tools::ensure(&[Need::Docker])?;
+    }
     if services::consul_binary().is_none()
         && let Err(error) = tools::consul()
     {

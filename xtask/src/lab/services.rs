@@ -1,8 +1,7 @@
 //! Consul and the agents.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -14,7 +13,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgid};
 use serde::{Deserialize, Serialize};
 
-use super::{Lab, Process, READY, UPLINK, wait_until};
+use super::{Lab, Process, READY, UPLINK, http, wait_until};
 use crate::tools;
 
 /// The host that Consul runs on.
@@ -87,12 +86,13 @@ impl Lab {
         self.record()?;
         let log = self.log_of("consul.log");
         let what = move || format!("Consul to answer; it said: {}", tail(&log));
+        let server = SocketAddr::from((address, CONSUL_PORT));
         self.inside(CONSUL_HOST, move || {
             wait_until(READY, &what, || {
                 if !process.is_alive() {
                     bail!("Consul ended; waited for {}", what());
                 }
-                Ok(has_leader(address).then_some(()))
+                Ok(takes_sessions(server).then_some(()))
             })
         })
     }
@@ -196,12 +196,12 @@ impl Lab {
         fs::read_to_string(self.log_of(&agent_log(node))).unwrap_or_default()
     }
 
-    fn log_of(&self, name: &str) -> PathBuf {
+    pub(super) fn log_of(&self, name: &str) -> PathBuf {
         self.folder().join(name)
     }
 
     /// Starts a command that goes on after this process; its output is added to a log.
-    fn service(&self, host: &str, argv: &[&str], log: &str) -> Result<Process> {
+    pub(super) fn service(&self, host: &str, argv: &[&str], log: &str) -> Result<Process> {
         let failed = || format!("start {} on {host}", argv.first().unwrap_or(&""));
         let output = fs::File::options()
             .create(true)
@@ -250,7 +250,7 @@ fn agent_log(node: &str) -> String {
 }
 
 /// The last lines of a log, on one line.
-fn tail(log: &std::path::Path) -> String {
+pub(super) fn tail(log: &std::path::Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let last = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default();
@@ -280,23 +280,12 @@ fn stand_in_binary() -> Result<PathBuf> {
         .context("neither Consul nor xtask is there: `cargo xtask setup` brings Consul")
 }
 
-/// Whether Consul answers and can write, which takes a leader.
-fn has_leader(address: Ipv4Addr) -> bool {
-    leader(SocketAddr::from((address, CONSUL_PORT))).is_ok_and(|answer| {
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-        head.starts_with("HTTP/1.1 200") && body.contains(':')
-    })
-}
-
-fn leader(consul: SocketAddr) -> std::io::Result<String> {
-    let limit = Duration::from_secs(1);
-    let mut stream = TcpStream::connect_timeout(&consul, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.write_all(
-        format!("GET /v1/status/leader HTTP/1.1\r\nHost: {consul}\r\nConnection: close\r\n\r\n")
-            .as_bytes(),
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
+/// Whether Consul is ready for agents: it has a leader, and is in its own catalog, which it enters
+/// some time after it leads. Before, it answers 500 to whoever creates a session.
+fn takes_sessions(consul: SocketAddr) -> bool {
+    let Ok((200, answer)) = http::ask(consul, "PUT", "/v1/session/create") else { return false };
+    let session: Option<serde_json::Value> = serde_json::from_str(&answer).ok();
+    let id = session.as_ref().and_then(|it| it.get("ID")?.as_str()).unwrap_or_default();
+    let destroy = format!("/v1/session/destroy/{id}");
+    matches!(http::ask(consul, "PUT", &destroy), Ok((200, _)))
 }

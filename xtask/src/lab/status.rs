@@ -21,8 +21,12 @@ impl Lab {
             self.folder().display()
         );
 
-        let head = ["HOST", "ADDRESS", "PID", "AGENT", "CONSUL", "TC", "XDP", "SANDBOXES"];
-        let mut hosts = vec![row(&head)];
+        let mut head =
+            row(&["HOST", "ADDRESS", "PID", "AGENT", "CONSUL", "TC", "XDP", "SANDBOXES"]);
+        if options.docker {
+            head.extend(row(&["DOCKER", "CONTAINERS"]));
+        }
+        let mut hosts = vec![head];
         let mut answering = None;
         for name in self.nodes().into_iter().chain([CLIENT.to_owned()]) {
             let host = self.host(&name)?;
@@ -45,7 +49,7 @@ impl Lab {
             if matches!(status, Some(Ok(_))) {
                 answering.get_or_insert(name.clone());
             }
-            hosts.push(vec![
+            let mut cells = vec![
                 name.clone(),
                 self.address(&name)?.to_string(),
                 host.holder.pid.to_string(),
@@ -54,7 +58,13 @@ impl Lab {
                 field("tc"),
                 field("xdp"),
                 self.sandboxes(&name)?.join(" "),
-            ]);
+            ];
+            if options.docker {
+                let docker = self.docker_process(&name);
+                cells.push(docker.map_or("-".to_owned(), |docker| format!("{} up", docker.pid)));
+                cells.push(docker.map_or_else(String::new, |_| self.containers(&name)));
+            }
+            hosts.push(cells);
         }
         picture.push_str(&table(&hosts));
 
@@ -67,6 +77,12 @@ impl Lab {
             picture.push_str(&section("ENDPOINT", &columns, endpoints));
         }
         Ok(picture)
+    }
+
+    /// The names of a host's running containers.
+    fn containers(&self, node: &str) -> String {
+        let names = self.docker(node, &["ps", "--format", "{{.Names}}"]);
+        names.map_or_else(|_| "Docker is silent".to_owned(), |names| names.replace('\n', " "))
     }
 }
 

@@ -139,6 +139,36 @@ fn a_lab_is_made_once_and_leaves_nothing() {
 }
 
 #[test]
+fn each_host_has_a_docker_of_its_own_that_leaves_nothing() {
+    let Some(lab) = lab("lab-docker", |options| options.docker = true) else { return };
+    let prefix = lab.options().prefix;
+    let sleeps = ["run", "-itd", "--name", "t1", "busybox"];
+    let [first, second] = ["docker01", "docker02"].map(|node| lab.docker(node, &sleeps).unwrap());
+    assert_ne!(first, second);
+    let links = lab.exec("docker01/t1", &["ls", "/proc/sys/net/ipv4/conf"]).unwrap();
+    assert_eq!(links, "all\ndefault\neth0\nlo");
+    let inside = |argv: &[&str]| lab.docker("docker01", &[&["exec", "t1"], argv].concat());
+    assert_eq!(inside(&["hostname"]).unwrap(), first[..12]);
+    inside(&["ping", "-c", "1", "-W", "2", "192.168.1.12"]).unwrap();
+    inside(&["iperf3", "--version"]).unwrap();
+
+    // Its settings are a file, read at the start; it goes on where it was.
+    let mut config = super::docker::config(&lab.options());
+    config["live-restore"] = true.into();
+    lab.set_docker_config("docker01", &config).unwrap();
+    lab.restart_docker("docker01", nix::sys::signal::Signal::SIGTERM).unwrap();
+    lab.docker("docker01", &["start", "t1"]).unwrap();
+    lab.restart_docker("docker01", nix::sys::signal::Signal::SIGKILL).unwrap();
+    let running = ["inspect", "--format", "{{.State.Running}}", "t1"];
+    assert_eq!(lab.docker("docker01", &running).unwrap(), "true");
+
+    let groups = || super::cgroups::folders(&prefix);
+    assert!(!groups().is_empty());
+    drop(lab);
+    assert_eq!(groups(), [] as [std::path::PathBuf; 0]);
+}
+
+#[test]
 fn a_lab_bound_to_a_process_ends_with_it() {
     let Some(mut lab) = lab("lab-bound", |_| {}) else { return };
     let options = lab.options();

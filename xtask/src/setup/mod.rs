@@ -18,7 +18,7 @@ use crate::progress;
 use crate::tools::{self, Need};
 
 const ALL: &[Need] =
-    &[Need::Compilers, Need::RustSrc, Need::BpfLinker, Need::Packages, Need::Consul];
+    &[Need::Compilers, Need::RustSrc, Need::BpfLinker, Need::Packages, Need::Docker, Need::Consul];
 
 /// Brings everything; an item that cannot be had does not keep the others from coming.
 ///
@@ -53,6 +53,7 @@ pub(crate) fn present(need: Need) -> Option<String> {
         Need::BpfLinker => bpf::linker(),
         Need::Compilers => packages::present(Purpose::Build),
         Need::Packages => packages::present(Purpose::Test),
+        Need::Docker => packages::present(Purpose::Docker),
         Need::Consul => consul::present(),
     }
 }
@@ -73,6 +74,7 @@ pub(crate) fn install(need: Need) -> Result<()> {
         Need::BpfLinker => bpf::install_linker(),
         Need::Compilers => packages::install(Purpose::Build),
         Need::Packages => packages::install(Purpose::Test),
+        Need::Docker => packages::install(Purpose::Docker),
         Need::Consul => consul::install(),
     }?;
     if present(need).is_none() {
@@ -89,6 +91,7 @@ pub(crate) fn name(need: Need) -> &'static str {
         Need::BpfLinker => "bpf-linker",
         Need::Compilers => "compilers",
         Need::Packages => "packages",
+        Need::Docker => "docker",
         Need::Consul => "consul",
     }
 }

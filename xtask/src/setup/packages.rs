@@ -1,5 +1,6 @@
 //! The distribution's packages: what the agent is compiled with, what lab and tests run.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
@@ -26,6 +27,12 @@ const TO_TEST: &[(&str, &str)] = &[
     ("tshark", "tshark"),
 ];
 
+/// What a lab with Docker runs. Some releases of Debian have the client in a package of its own.
+const DOCKER: &[(&str, &str)] =
+    &[("docker.io", "dockerd"), (DOCKER_CLIENT, "docker"), ("busybox-static", "busybox")];
+/// Package of the client, where it is not in that of the daemon.
+const DOCKER_CLIENT: &str = "docker-cli";
+
 /// What is wanted of the packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -33,6 +40,8 @@ pub(super) enum Purpose {
     Build,
     /// Running lab and tests.
     Test,
+    /// Running them with Docker.
+    Docker,
 }
 
 /// The packages or commands, when all of them are there, whoever installed them.
@@ -57,19 +66,28 @@ pub(super) fn install(purpose: Purpose) -> Result<String> {
         bail!("run as root: apt-get install --no-install-recommends {packages}");
     }
     Apt::machine().install(&missing)?;
-    Ok(format!("apt-get install {packages}"))
+    let mut how = format!("apt-get install {packages}");
+    let starts = purpose == Purpose::Docker && Path::new("/run/systemd/system").exists();
+    if starts && missing.contains(&"docker.io") {
+        how.push_str("; the package started Docker on this machine, which the lab does not need: ");
+        how.push_str("systemctl disable --now docker.service docker.socket");
+    }
+    Ok(how)
 }
 
 fn list(purpose: Purpose) -> &'static [(&'static str, &'static str)] {
     match purpose {
         Purpose::Build => TO_BUILD,
         Purpose::Test => TO_TEST,
+        Purpose::Docker => DOCKER,
     }
 }
 
 fn missing(purpose: Purpose) -> Vec<&'static str> {
     let absent = |package: &str, command: &str| match package {
         OPENSSL => !has_openssl(),
+        // The daemon's package brings it, or there is this one.
+        DOCKER_CLIENT => tools::find(command).is_none() && Apt::machine().knows(&[DOCKER_CLIENT]),
         _ => tools::find(command).is_none(),
     };
     let packages = list(purpose).iter();
