@@ -16,6 +16,8 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Result, anyhow};
 use tokio::sync::Notify;
 
+pub use self::side::HostSide;
+
 use super::book::Book;
 use crate::service::{Records, Refusal, Service, Wiring};
 

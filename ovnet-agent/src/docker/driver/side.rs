@@ -1,1 +1,153 @@
-//! x
+//! What the comparison of Docker's networks with Consul's ([`crate::docker::sync`]) needs of the
+//! driver, of Consul and of this host.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::sync::{Notify, watch};
+
+use super::Driver;
+use crate::{
+    consul::{Publish, Snapshot, schema::NetworkRecord},
+    docker::{
+        book::Bound,
+        sync::{Networks, Side},
+    },
+    reconcile::Description,
+    service::{
+        Records as _, Wiring as _,
+        real::{ConsulRecords, HostWiring},
+    },
+    state::LocalEndpoint,
+};
+
+/// The driver of this host as the comparison sees it.
+#[derive(Clone)]
+pub struct HostSide {
+    driver: Driver<ConsulRecords, HostWiring>,
+    changed: watch::Receiver<u64>,
+}
+
+impl HostSide {
+    /// The side of this driver.
+    pub fn new(driver: Driver<ConsulRecords, HostWiring>) -> Self {
+        let (sender, changed) = watch::channel(0);
+        let mut snapshots = driver.wiring().reconciler.snapshots();
+        // Ends with the watch of Consul, or with the last receiver.
+        tokio::spawn(async move {
+            let mut before = None;
+            loop {
+                let now = networks_of(&snapshots.borrow_and_update());
+                if before.as_ref() != Some(&now) {
+                    before = Some(now);
+                    sender.send_modify(|count| *count += 1);
+                }
+                if snapshots.changed().await.is_err() || sender.is_closed() {
+                    return;
+                }
+            }
+        });
+        Self { driver, changed }
+    }
+}
+
+impl Side for HostSide {
+    fn networks(&self) -> Networks {
+        networks_of(&self.driver.wiring().reconciler.snapshot())
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.clone()
+    }
+
+    fn created(&self) -> Arc<Notify> {
+        Arc::clone(&self.driver.shared.created)
+    }
+
+    fn bound(&self) -> BTreeMap<String, NetworkRecord> {
+        self.driver.book().all()
+    }
+
+    async fn publish(
+        &self,
+        docker_id: &str,
+        name: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Publish> {
+        self.driver.publish(docker_id, name, labels).await
+    }
+
+    fn bind(&self, docker_id: &str, network: &NetworkRecord) -> Result<()> {
+        let bound = Bound { docker: docker_id.to_owned(), network: network.clone() };
+        if self.driver.book().bound(docker_id).as_ref() == Some(&bound) {
+            return Ok(());
+        }
+        self.driver.book().bind(bound)
+    }
+
+    async fn unbind(&self, docker_id: &str) -> Result<()> {
+        let unpublished = self.driver.book().bound(docker_id).map(|bound| bound.network);
+        self.driver.book().unbind(docker_id)?;
+        if let Some(network) = unpublished.filter(|network| network.name.is_empty()) {
+            self.driver.give_up_claim(network.id);
+        }
+        Ok(())
+    }
+
+    fn removing(&self, docker_id: &str, yes: bool) {
+        let mut pages = self.driver.book().pages();
+        if yes {
+            pages.removing.insert(docker_id.to_owned());
+        } else {
+            pages.removing.remove(docker_id);
+        }
+    }
+
+    async fn restore(&self, network: &NetworkRecord) -> Result<()> {
+        self.driver.records().restore_network(network).await
+    }
+
+    fn endpoints(&self) -> Vec<LocalEndpoint> {
+        let mut local = self.driver.wiring().local();
+        local.retain(|endpoint| endpoint.docker.is_some());
+        local
+    }
+
+    async fn remove_endpoint(&self, id: &str) -> Result<()> {
+        let local = self.driver.wiring().local();
+        let endpoint = local.into_iter().find(|endpoint| endpoint.record.id == id);
+        self.driver.delete_endpoint(id).await?;
+        if let Some(LocalEndpoint { network, record, .. }) = endpoint {
+            // Docker will not give the address back: it has forgotten the endpoint.
+            self.driver.release_of(&network.id, record.address).await;
+        }
+        Ok(())
+    }
+
+    async fn name_endpoint(&self, id: &str, container: &str, names: Vec<String>) -> Result<()> {
+        let (id, container) = (id.to_owned(), container.to_owned());
+        let description = Description { id, names, container };
+        let described = self.driver.wiring().describe_local(description).await?;
+        // Gone in the meantime, and its names with it.
+        let Some(LocalEndpoint { network, record, .. }) = described else { return Ok(()) };
+        let announced = self.driver.records().publish_endpoint(&network, &record, None);
+        self.driver
+            .in_time("announce the names", announced)
+            .await
+            .with_context(|| format!("endpoint {}", record.address))
+    }
+
+    fn note(&self, notes: BTreeSet<String>) {
+        self.driver.wiring().reconciler.set_notes(notes);
+    }
+}
+
+fn networks_of(snapshot: &Snapshot) -> Networks {
+    let read = snapshot.networks.clone();
+    let lost = read.iter().flatten().map(|(name, _)| name.clone());
+    let lost = lost.filter(|name| snapshot.has_lost_network(name)).collect();
+    Networks { read, lost, connected: snapshot.consul_state == "connected" }
+}

@@ -8,7 +8,7 @@
 mod tests;
 pub mod types;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use axum::{
@@ -21,8 +21,14 @@ use axum::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+use tokio::{net::UnixListener, sync::watch};
+
 use super::driver::{ADDRESS_SPACES, Driver};
-use crate::service::{Records, Wiring, one_line};
+use crate::{
+    activation,
+    api::socket::Socket,
+    service::{Records, Wiring, one_line},
+};
 
 /// The largest body taken, in bytes.
 const BODY_LIMIT: usize = 4 * 1024 * 1024;
@@ -33,8 +39,69 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// The content type of Docker's own answers.
 const CONTENT: &str = "application/vnd.docker.plugins.v1.2+json";
 
+/// Where Docker looks for a plugin named `ovnet`.
+pub const SOCKET: &str = "/run/docker/plugins/ovnet.sock";
+/// How long calls under way may take once the agent is asked to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The plugin's socket: bound by the agent, or by systemd, which keeps it while there is no agent.
+#[derive(Debug)]
+pub enum PluginSocket {
+    /// The agent's own; gone with the agent, because a socket that nobody answers on keeps Docker
+    /// waiting whatever it is asked.
+    Bound(Socket),
+    /// Handed over.
+    Passed(UnixListener),
+}
+
+impl PluginSocket {
+    /// The socket handed over, else one bound at [`SOCKET`].
+    pub fn open() -> Result<Self> {
+        match activation::plugin_listener()? {
+            Some(listener) => {
+                listener.set_nonblocking(true).context("the plugin's socket")?;
+                let listener = UnixListener::from_std(listener).context("the plugin's socket")?;
+                Ok(Self::Passed(listener))
+            }
+            None => Ok(Self::Bound(Socket::bind(Path::new(SOCKET))?)),
+        }
+    }
+}
+
+/// Answers Docker until the agent ends.
+pub async fn serve<R: Records, W: Wiring>(
+    socket: PluginSocket,
+    driver: Driver<R, W>,
+    mut ending: watch::Receiver<bool>,
+) -> Result<()> {
+    let (listener, file) = match socket {
+        PluginSocket::Bound(socket) => {
+            let (listener, file) = socket.into_parts();
+            (listener, Some(file))
+        }
+        PluginSocket::Passed(listener) => (listener, None),
+    };
+    let mut overdue = ending.clone();
+    let stop = async move {
+        // An error means that the agent is gone, which is an end too.
+        let _ = ending.wait_for(|ending| *ending).await;
+    };
+    let serving = axum::serve(listener, router(driver)).with_graceful_shutdown(stop);
+    let overdue = async move {
+        let _ = overdue.wait_for(|ending| *ending).await;
+        tokio::time::sleep(GRACE).await;
+    };
+    let result = tokio::select! {
+        result = serving => result.context("serve Docker's plugin socket"),
+        // Docker keeps its connections open; what is under way had its time.
+        () = overdue => Ok(()),
+    };
+    drop(file);
+    result
+}
+
 /// The routes, for a server on the plugin's socket.
-pub fn router<R: Records, W: Wiring>(driver: Driver<R, W>) -> Router {
+fn router<R: Records, W: Wiring>(driver: Driver<R, W>) -> Router {
     Router::new().fallback(answer::<R, W>).with_state(Arc::new(driver))
 }
 
