@@ -1,6 +1,6 @@
 //! The agent's command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
@@ -42,6 +42,33 @@ pub enum Xdp {
     Generic,
     /// Never
     Off,
+}
+
+/// Where the names of containers are answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dns {
+    /// On the address of docker_gwbridge, while it has one.
+    #[default]
+    Auto,
+    /// On this address, whether or not an interface has it.
+    At(Ipv4Addr),
+    /// Nowhere.
+    Off,
+}
+
+impl std::str::FromStr for Dns {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            _ => match text.parse::<Ipv4Addr>() {
+                Ok(it) if !it.is_multicast() && !it.is_broadcast() => Ok(Self::At(it)),
+                _ => Err("an IPv4 address, 'auto' or 'off'".into()),
+            },
+        }
+    }
 }
 
 /// How log lines look.
@@ -110,6 +137,9 @@ pub struct Config {
     /// How long a host whose lease is lost stays reachable, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub host_grace: Duration,
+    /// Address that names of containers are answered on, port 53; auto is docker_gwbridge's
+    #[arg(long, value_name = "ADDR|auto|off", default_value = "auto")]
+    pub dns: Dns,
     /// Log of the programs themselves; costs speed
     #[arg(long, value_enum, default_value_t)]
     pub datapath_log: DatapathLog,
@@ -179,6 +209,16 @@ mod tests {
         assert_eq!(arguments.run.unwrap().vxlan_port, 4789);
         assert!(Arguments::try_parse_from(&both[..3]).is_err());
         assert!(Arguments::try_parse_from(["ovnet-agent"]).is_err());
+    }
+
+    #[test]
+    fn names_are_answered_on_docker_gwbridge_on_an_address_or_not_at_all() {
+        assert_eq!("auto".parse(), Ok(Dns::default()));
+        assert_eq!("off".parse(), Ok(Dns::Off));
+        assert_eq!("10.1.2.3".parse(), Ok(Dns::At([10, 1, 2, 3].into())));
+        for wrong in ["", "on", "10.1.2.3:53", "::1", "224.0.0.1", "255.255.255.255"] {
+            wrong.parse::<Dns>().unwrap_err();
+        }
     }
 
     #[test]
