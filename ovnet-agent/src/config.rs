@@ -28,6 +28,8 @@ pub enum Command {
     Check(Config),
     /// Remove everything ovnet of this host: interfaces, programs, maps, state, records in Consul
     Cleanup(Cleanup),
+    /// Make Docker's containers ask the agent for names: shows the change to daemon.json
+    DockerSetup(DockerSetup),
 }
 
 /// When the XDP program is attached to the uplink.
@@ -166,6 +168,20 @@ pub struct Cleanup {
     /// Folders.
     #[command(flatten)]
     pub folders: Folders,
+}
+
+/// How to set Docker up.
+#[derive(Clone, Debug, Args)]
+pub struct DockerSetup {
+    /// Docker's configuration
+    #[arg(long, value_name = "PATH", default_value = crate::docker::setup::DAEMON_JSON)]
+    pub daemon_json: PathBuf,
+    /// Address the agent answers on [default: that of docker_gwbridge]
+    #[arg(long, value_name = "ADDR")]
+    pub dns: Option<Ipv4Addr>,
+    /// Write the change instead of showing it
+    #[arg(long)]
+    pub write: bool,
 }
 
 impl ConsulArguments {

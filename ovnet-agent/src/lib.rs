@@ -16,6 +16,7 @@ pub mod datapath;
 pub mod desired;
 pub mod diff;
 pub mod dns;
+pub mod docker;
 pub mod hosts;
 pub mod ipam;
 pub mod net;

@@ -1,0 +1,3 @@
+//! Docker on this host.
+
+pub mod setup;
