@@ -18,6 +18,7 @@ use crate::{
     config::{Arguments, Cleanup, Command, Config},
     consul::{Announced, Consul, Lease, Pool, Watcher},
     datapath::{self, Datapath, LoadOptions},
+    docker,
     net::Net,
     reconcile::{Options, Reconciler, host_record},
     service::{
@@ -34,6 +35,9 @@ pub async fn main(arguments: Arguments) -> Result<bool> {
     match (arguments.command, arguments.run) {
         (Some(Command::Check(config)), _) => check(&config).await,
         (Some(Command::Cleanup(options)), _) => clean_up(options).await.map(|()| true),
+        (Some(Command::DockerSetup(options)), _) => {
+            docker::setup::run(&options).await.map(|()| true)
+        }
         (None, Some(config)) => run(config).await.map(|()| true),
         (None, None) => bail!("give --consul and --advertise, or see --help"),
     }
@@ -167,6 +171,7 @@ async fn check(config: &Config) -> Result<bool> {
         advertise: config.advertise.clone(),
         bpffs: config.folders.bpffs.clone(),
         vxlan_port: config.vxlan_port,
+        dns: config.dns,
     };
     let probe = async { consul.ping().await.map_err(|error| format!("{error:#}")) };
     check::run(&input, probe).await

@@ -12,7 +12,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::net::{EXTERNAL, Net, Uplink, native_xdp_keeps_offloads};
+use crate::{
+    config::Dns,
+    docker,
+    net::{EXTERNAL, Net, Uplink, native_xdp_keeps_offloads},
+};
 
 /// How long the probe of Consul may take.
 const CONSUL: Duration = Duration::from_secs(5);
@@ -34,6 +38,8 @@ pub struct CheckInput {
     pub bpffs: PathBuf,
     /// `--vxlan-port`.
     pub vxlan_port: u16,
+    /// `--dns`.
+    pub dns: Dns,
 }
 
 /// How a row is judged.
@@ -88,6 +94,7 @@ pub async fn rows(
     }
     rows.push(vxlan_port(&net, input.vxlan_port).await?);
     rows.push(forwarding(&net).await);
+    rows.extend(docker::setup::row(&net, input.dns).await);
     rows.push(match tokio::time::timeout(CONSUL, consul).await {
         Ok(Ok(())) => ok("Consul", input.consul.clone()),
         Ok(Err(why)) => fail("Consul", input.consul.clone(), why),

@@ -1,6 +1,6 @@
 //! The agent's command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
@@ -28,6 +28,8 @@ pub enum Command {
     Check(Config),
     /// Remove everything ovnet of this host: interfaces, programs, maps, state, records in Consul
     Cleanup(Cleanup),
+    /// Make Docker's containers ask the agent for names: shows the change to daemon.json
+    DockerSetup(DockerSetup),
 }
 
 /// When the XDP program is attached to the uplink.
@@ -42,6 +44,33 @@ pub enum Xdp {
     Generic,
     /// Never
     Off,
+}
+
+/// Where the names of containers are answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dns {
+    /// On the address of docker_gwbridge, while it has one.
+    #[default]
+    Auto,
+    /// On this address, whether or not an interface has it.
+    At(Ipv4Addr),
+    /// Nowhere.
+    Off,
+}
+
+impl std::str::FromStr for Dns {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            _ => match text.parse::<Ipv4Addr>() {
+                Ok(it) if !it.is_multicast() && !it.is_broadcast() => Ok(Self::At(it)),
+                _ => Err("an IPv4 address, 'auto' or 'off'".into()),
+            },
+        }
+    }
 }
 
 /// How log lines look.
@@ -110,6 +139,9 @@ pub struct Config {
     /// How long a host whose lease is lost stays reachable, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub host_grace: Duration,
+    /// Address that names of containers are answered on, port 53; auto is docker_gwbridge's
+    #[arg(long, value_name = "ADDR|auto|off", default_value = "auto")]
+    pub dns: Dns,
     /// Log of the programs themselves; costs speed
     #[arg(long, value_enum, default_value_t)]
     pub datapath_log: DatapathLog,
@@ -136,6 +168,20 @@ pub struct Cleanup {
     /// Folders.
     #[command(flatten)]
     pub folders: Folders,
+}
+
+/// How to set Docker up.
+#[derive(Clone, Debug, Args)]
+pub struct DockerSetup {
+    /// Docker's configuration
+    #[arg(long, value_name = "PATH", default_value = crate::docker::setup::DAEMON_JSON)]
+    pub daemon_json: PathBuf,
+    /// Address the agent answers on [default: that of docker_gwbridge]
+    #[arg(long, value_name = "ADDR")]
+    pub dns: Option<Ipv4Addr>,
+    /// Write the change instead of showing it
+    #[arg(long)]
+    pub write: bool,
 }
 
 impl ConsulArguments {
@@ -179,6 +225,16 @@ mod tests {
         assert_eq!(arguments.run.unwrap().vxlan_port, 4789);
         assert!(Arguments::try_parse_from(&both[..3]).is_err());
         assert!(Arguments::try_parse_from(["ovnet-agent"]).is_err());
+    }
+
+    #[test]
+    fn names_are_answered_on_docker_gwbridge_on_an_address_or_not_at_all() {
+        assert_eq!("auto".parse(), Ok(Dns::default()));
+        assert_eq!("off".parse(), Ok(Dns::Off));
+        assert_eq!("10.1.2.3".parse(), Ok(Dns::At([10, 1, 2, 3].into())));
+        for wrong in ["", "on", "10.1.2.3:53", "::1", "224.0.0.1", "255.255.255.255"] {
+            wrong.parse::<Dns>().unwrap_err();
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@
     reason = "a test panics with what it found; the lint knows #[test] functions, not helpers"
 )]
 
+#[path = "net_module/askers.rs"]
+mod askers;
 #[path = "net_module/host.rs"]
 mod host;
 
@@ -371,6 +373,7 @@ fn the_check_tells_what_a_host_lacks() {
             advertise: advertise.into(),
             bpffs: "/proc/none".into(),
             vxlan_port: 4789,
+            dns: Default::default(),
         };
         let find = |rows: &[Row], item: &str| {
             rows.iter().find(|row| row.item == item).unwrap_or_else(|| panic!("{rows:?}")).clone()

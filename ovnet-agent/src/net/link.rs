@@ -1,6 +1,6 @@
 //! Interfaces as the agent sees them, and the small changes made to any of them.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use futures::TryStreamExt as _;
@@ -14,7 +14,11 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
-use super::{Net, netns::Space, offload};
+use super::{
+    Net,
+    netns::{Namespace, Space},
+    offload,
+};
 
 /// An interface of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,6 +74,18 @@ impl Net {
             addresses.filter(|(of, scope, _)| *of == index && *scope == AddressScope::Universe);
         let addresses = global.map(|(_, _, address)| address).collect();
         Ok(Some(space.link_of(&message, addresses)))
+    }
+
+    /// The IPv4 addresses inside another network namespace, loopback's left out; needs root.
+    pub async fn addresses_in(&self, netns: &Path) -> Result<Vec<Ipv4Addr>> {
+        let addresses = async {
+            let inside = Space::open(Namespace::open(netns)?).await?;
+            inside.addresses().await
+        };
+        let addresses =
+            addresses.await.with_context(|| format!("look into {}", netns.display()))?;
+        let addresses = addresses.into_iter().map(|(_, _, address)| address.addr());
+        Ok(addresses.filter(|address| !address.is_loopback()).collect())
     }
 
     /// Deletes an interface, and with one end of a veth pair the other. One that is not there is

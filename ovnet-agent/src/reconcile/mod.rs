@@ -101,6 +101,7 @@ struct Shared {
 #[derive(Clone, Debug)]
 struct View {
     local: BTreeMap<String, LocalEndpoint>,
+    usable_hosts: Option<Arc<BTreeSet<String>>>,
     uplink: Uplink,
     xdp_note: String,
     offloads: SandboxOffloads,
@@ -146,6 +147,7 @@ impl Reconciler {
         let (requests, incoming) = mpsc::channel(REQUEST_BACKLOG);
         let view = View {
             local,
+            usable_hosts: None,
             uplink: uplink.clone(),
             xdp_note: "off".into(),
             offloads: xdp::WITHOUT_XDP,
@@ -178,6 +180,16 @@ impl Reconciler {
     /// The endpoints of this host.
     pub fn local(&self) -> Vec<LocalEndpoint> {
         self.shared.view().local.values().cloned().collect()
+    }
+
+    /// Ids of this host's endpoints, sorted.
+    pub fn local_ids(&self) -> Vec<String> {
+        self.shared.view().local.keys().cloned().collect()
+    }
+
+    /// Names of the hosts that count as there, this one included; `None` until they were read.
+    pub fn usable_hosts(&self) -> Option<Arc<BTreeSet<String>>> {
+        self.shared.view().usable_hosts.clone()
     }
 
     /// The uplink as last seen.

@@ -233,6 +233,7 @@ impl Worker {
             let connected = snapshot.consul_state == "connected" && lease.problem().is_none();
             self.hosts.update(hosts, connected, Instant::now());
         }
+        let usable = snapshot.hosts.is_some().then(|| self.hosts.usable());
         let desired = desired(&Inputs {
             node: self.shared.options.node.clone(),
             uplink: UplinkView {
@@ -245,7 +246,7 @@ impl Worker {
             source_ports: net::port_range(),
             xdp,
             settled: self.hosts.settled(),
-            hosts: snapshot.hosts.is_some().then(|| self.hosts.usable()),
+            hosts: usable.clone(),
             endpoints: snapshot.endpoints.clone(),
             local: local.clone(),
         });
@@ -276,6 +277,10 @@ impl Worker {
         self.own_records.keep(&snapshot, &local, whole);
 
         let mut view = self.shared.view();
+        view.usable_hosts = usable.map(|hosts| {
+            let own = std::iter::once(self.shared.options.node.clone());
+            Arc::new(hosts.into_keys().chain(own).collect())
+        });
         view.uplink = self.uplink.clone();
         view.xdp_note = xdp_note;
         view.offloads = offloads;
