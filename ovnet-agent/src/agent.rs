@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
 
 use crate::{
     api,
@@ -18,7 +21,8 @@ use crate::{
     config::{Arguments, Cleanup, Command, Config},
     consul::{Announced, Consul, Lease, Pool, Watcher},
     datapath::{self, Datapath, LoadOptions},
-    docker,
+    dns,
+    docker::{self, daemon::DockerChoice, plugin::PluginSocket},
     net::Net,
     reconcile::{Options, Reconciler, host_record},
     service::{
@@ -64,6 +68,11 @@ async fn run(config: Config) -> Result<()> {
     );
     let socket = api::socket::Socket::bind(&config.folders.socket)?;
     let _only = only_agent()?;
+    let plugin = match &config.docker {
+        DockerChoice::Off => None,
+        // Before anything that takes time: Docker's calls wait in it from here on.
+        _ => Some(PluginSocket::open()?),
+    };
     let datapath = Datapath::load(&LoadOptions {
         bpffs: config.folders.bpffs.clone(),
         log: config.datapath_log,
@@ -92,9 +101,22 @@ async fn run(config: Config) -> Result<()> {
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let mut worker = tokio::spawn(worker.run(watcher, lease, stopping.clone()));
     let records = ConsulRecords { consul, pool };
+    let (gwbridge_sender, gwbridge) = tokio::sync::watch::channel(None);
+    dns::spawn(config.dns, gwbridge, reconciler.clone(), net.clone(), stopping.clone());
     let wiring = HostWiring { reconciler, net };
     let service = Service::new(records, wiring, node, config.vxlan_port);
     let orphans = tokio::spawn(release_orphans(service.clone(), announced));
+    let mut docker = match plugin {
+        Some(plugin) => docker::start(
+            config.docker.clone(),
+            plugin,
+            service.clone(),
+            &config.folders.state_dir,
+            gwbridge_sender,
+            stopping.clone(),
+        )?,
+        None => JoinSet::new(),
+    };
     let mut ending = stopping;
     let shutdown = async move {
         // An error means that the sender is gone, which is a stop too.
@@ -113,10 +135,19 @@ async fn run(config: Config) -> Result<()> {
             ended.context("the API's task")?.context("the API ended by itself")?;
             bail!("the API ended by itself");
         }
+        Some(ended) = docker.join_next() => {
+            ended.context("Docker's task")?.context("serve Docker")?;
+            bail!("what serves Docker ended by itself");
+        }
     }
     tracing::info!("stopping; what is pinned forwards on");
     stop.send_replace(true);
     orphans.abort();
+    while let Some(ended) = docker.join_next().await {
+        if let Err(error) = ended.context("Docker's task").flatten() {
+            tracing::warn!("{error:#}");
+        }
+    }
     let api = api.await.context("the API's task").flatten();
     let lease = worker.await.context("the loop's task")?;
     if let Err(error) = lease.withdraw().await {

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
-use crate::datapath::DatapathLog;
+use crate::{datapath::DatapathLog, docker::daemon::DockerChoice};
 
 /// The multi-host container network beside Consul: one agent per host.
 ///
@@ -139,6 +139,9 @@ pub struct Config {
     /// How long a host whose lease is lost stays reachable, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub host_grace: Duration,
+    /// Docker's daemon: auto is this host's, whenever there is one
+    #[arg(long, value_name = "auto|off|ADDR", default_value = "auto")]
+    pub docker: DockerChoice,
     /// Address that names of containers are answered on, port 53; auto is docker_gwbridge's
     #[arg(long, value_name = "ADDR|auto|off", default_value = "auto")]
     pub dns: Dns,

@@ -50,10 +50,15 @@ pub fn start(
     tasks.spawn(async move {
         loop {
             tokio::select! {
-                _ = ending.wait_for(|ending| *ending) => return Ok(()),
+                () = ended(&mut ending) => return Ok(()),
                 () = tokio::time::sleep(TIDY) => driver.tidy().await,
             }
         }
     });
     Ok(tasks)
+}
+
+async fn ended(ending: &mut watch::Receiver<bool>) {
+    // An error means that the agent is gone, which is an end too.
+    let _ = ending.wait_for(|ending| *ending).await;
 }

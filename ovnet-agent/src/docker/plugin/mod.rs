@@ -25,7 +25,6 @@ use tokio::{net::UnixListener, sync::watch};
 
 use super::driver::{ADDRESS_SPACES, Driver};
 use crate::{
-    activation,
     api::socket::Socket,
     service::{Records, Wiring, one_line},
 };
@@ -57,14 +56,7 @@ pub enum PluginSocket {
 impl PluginSocket {
     /// The socket handed over, else one bound at [`SOCKET`].
     pub fn open() -> Result<Self> {
-        match activation::plugin_listener()? {
-            Some(listener) => {
-                listener.set_nonblocking(true).context("the plugin's socket")?;
-                let listener = UnixListener::from_std(listener).context("the plugin's socket")?;
-                Ok(Self::Passed(listener))
-            }
-            None => Ok(Self::Bound(Socket::bind(Path::new(SOCKET))?)),
-        }
+        Ok(Self::Bound(Socket::bind(Path::new(SOCKET))?))
     }
 }
 
