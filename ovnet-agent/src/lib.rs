@@ -15,6 +15,7 @@ pub mod consul;
 pub mod datapath;
 pub mod desired;
 pub mod diff;
+pub mod docker;
 pub mod hosts;
 pub mod ipam;
 pub mod net;

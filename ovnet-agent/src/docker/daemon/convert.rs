@@ -1,0 +1,164 @@
+//! Between bollard's types and ours. Pure. What Docker leaves out, or writes in a form we do not
+//! know, becomes empty: one odd network must not hide the others.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard::models::{
+    ContainerInspectResponse, EventMessage, EventMessageTypeEnum, Ipam, IpamConfig, Network,
+    NetworkCreateRequest, NetworkInspect,
+};
+
+use super::{
+    ContainerNames, DRIVER, DockerNetwork, EndpointNames, EndpointOwner, Event, GWBRIDGE,
+    ID_OPTION, MTU_OPTION,
+};
+use crate::consul::schema::NetworkRecord;
+
+/// A network out of the list of them.
+pub(super) fn listed(network: Network) -> Option<DockerNetwork> {
+    let Network { name, id, created, driver, ipam, internal, options, labels, .. } = network;
+    Some(DockerNetwork {
+        id: id?,
+        name: name?,
+        driver: driver.unwrap_or_default(),
+        options: options.into_iter().flatten().collect(),
+        labels: labels.into_iter().flatten().collect(),
+        internal: internal.unwrap_or_default(),
+        created: created.unwrap_or_default(),
+        ..addresses(ipam)
+    })
+}
+
+/// A network asked for by itself.
+pub(super) fn inspected(network: &NetworkInspect) -> Option<DockerNetwork> {
+    let NetworkInspect { name, id, created, driver, ipam, internal, options, labels, .. } =
+        network.clone();
+    listed(Network { name, id, created, driver, ipam, internal, options, labels, ..<_>::default() })
+}
+
+/// The endpoints in a network. Docker's key for one is the id of its container, or `ep-` and the
+/// endpoint's own id while Docker does not know the container yet.
+pub(super) fn endpoints(network: NetworkInspect) -> BTreeMap<String, EndpointOwner> {
+    let containers = network.containers.into_iter().flatten();
+    containers
+        .filter_map(|(key, endpoint)| {
+            let container = (!key.starts_with("ep-")).then_some(key);
+            let name = endpoint.name.unwrap_or_default();
+            Some((endpoint.endpoint_id?, EndpointOwner { container, name }))
+        })
+        .collect()
+}
+
+/// What a container is called.
+pub(super) fn names(container: ContainerInspectResponse) -> ContainerNames {
+    let name = container.name.unwrap_or_default();
+    let networks = container.network_settings.and_then(|settings| settings.networks);
+    let endpoints = networks.into_iter().flatten().filter_map(|(_, settings)| {
+        let aliases = settings.aliases.into_iter().flatten();
+        Some(EndpointNames {
+            network: settings.network_id?,
+            endpoint: settings.endpoint_id.filter(|id| !id.is_empty())?,
+            aliases: aliases.chain(settings.dns_names.into_iter().flatten()).collect(),
+        })
+    });
+    ContainerNames {
+        id: container.id.unwrap_or_default(),
+        name: name.trim_start_matches('/').to_owned(),
+        endpoints: endpoints.collect(),
+    }
+}
+
+/// The request for this host's Docker network of a network. Both drivers are told which network
+/// it stands for: neither hears its name.
+pub(super) fn create_request(network: &NetworkRecord) -> NetworkCreateRequest {
+    let id = (ID_OPTION.to_owned(), network.id.clone());
+    let mtu = network.mtu.map(|mtu| (MTU_OPTION.to_owned(), mtu.to_string()));
+    let options = network.options.clone().into_iter().chain(mtu).chain([id.clone()]);
+    let aux = network.aux.iter().map(|(name, address)| (name.clone(), address.to_string()));
+    let config = IpamConfig {
+        subnet: Some(network.subnet.to_string()),
+        gateway: Some(network.gateway.to_string()),
+        ip_range: network.ip_range.map(|range| range.to_string()),
+        auxiliary_addresses: (!network.aux.is_empty()).then(|| aux.collect()),
+    };
+    NetworkCreateRequest {
+        name: network.name.clone(),
+        driver: Some(DRIVER.to_owned()),
+        internal: Some(network.internal),
+        attachable: Some(true),
+        ipam: Some(Ipam {
+            driver: Some(DRIVER.to_owned()),
+            config: Some(vec![config]),
+            options: Some(HashMap::from([id])),
+        }),
+        options: Some(options.collect()),
+        labels: Some(network.labels.clone().into_iter().collect()),
+        ..Default::default()
+    }
+}
+
+/// The request for `docker_gwbridge`, as Docker itself makes it for the first container that needs
+/// one (libnetwork, default_gateway_linux.go). Docker chooses the subnet.
+pub(super) fn gwbridge_request() -> NetworkCreateRequest {
+    let options = [("name", GWBRIDGE), ("enable_icc", "false"), ("enable_ip_masquerade", "true")];
+    let options =
+        options.map(|(key, value)| (format!("com.docker.network.bridge.{key}"), value.to_owned()));
+    NetworkCreateRequest {
+        name: GWBRIDGE.to_owned(),
+        driver: Some("bridge".to_owned()),
+        options: Some(HashMap::from(options)),
+        ..Default::default()
+    }
+}
+
+/// The events asked for.
+pub(super) fn event_filters() -> HashMap<String, Vec<String>> {
+    let events = ["create", "destroy", "connect", "disconnect", "rename", "start", "die"];
+    HashMap::from([
+        ("type".to_owned(), vec!["network".to_owned(), "container".to_owned()]),
+        ("event".to_owned(), events.map(str::to_owned).to_vec()),
+    ])
+}
+
+/// An event; `None` for those that mean nothing to us.
+pub(super) fn event(message: EventMessage) -> Option<Event> {
+    let actor = message.actor?;
+    let id = actor.id?;
+    let mut attributes = actor.attributes.unwrap_or_default();
+    let action = message.action?;
+    Some(match (message.typ?, action.as_str()) {
+        (EventMessageTypeEnum::NETWORK, "create") => {
+            Event::NetworkCreated { id, name: attributes.remove("name").unwrap_or_default() }
+        }
+        (EventMessageTypeEnum::NETWORK, "destroy") => Event::NetworkDestroyed { id },
+        (EventMessageTypeEnum::NETWORK, "connect") => {
+            Event::Connected { network: id, container: attributes.remove("container")? }
+        }
+        (EventMessageTypeEnum::NETWORK, "disconnect") => {
+            Event::Disconnected { network: id, container: attributes.remove("container")? }
+        }
+        (EventMessageTypeEnum::CONTAINER, "rename") => Event::Renamed { container: id },
+        (EventMessageTypeEnum::CONTAINER, "start") => Event::Started { container: id },
+        (EventMessageTypeEnum::CONTAINER, "die") => Event::Died { container: id },
+        _ => return None,
+    })
+}
+
+/// The first IPv4 subnet and what belongs to it; the rest of the network is left empty. Docker
+/// writes addresses with and without a prefix length.
+fn addresses(ipam: Option<Ipam>) -> DockerNetwork {
+    let configs = ipam.and_then(|ipam| ipam.config).into_iter().flatten();
+    for config in configs {
+        let Some(subnet) = config.subnet.and_then(|subnet| subnet.parse().ok()) else { continue };
+        let address = |text: &str| text.split('/').next()?.parse().ok();
+        let aux = config.auxiliary_addresses.into_iter().flatten();
+        return DockerNetwork {
+            subnet: Some(subnet),
+            gateway: config.gateway.as_deref().and_then(address),
+            ip_range: config.ip_range.and_then(|range| range.parse().ok()),
+            aux: aux.filter_map(|(name, text)| Some((name, address(&text)?))).collect(),
+            ..Default::default()
+        };
+    }
+    DockerNetwork::default()
+}

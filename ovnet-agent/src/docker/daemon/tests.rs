@@ -1,0 +1,189 @@
+use std::sync::{Arc, Mutex};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    response::{IntoResponse as _, Response},
+};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::service::fake::network;
+
+/// Requests as they came: method and path, and the body where there was one.
+type Seen = Arc<Mutex<Vec<(String, Value)>>>;
+
+/// A daemon of API 1.41 as Docker 20.10 is, on a socket in the folder: it refuses newer requests.
+async fn old_daemon(folder: &tempfile::TempDir) -> (String, Seen) {
+    async fn answer(State(seen): State<Seen>, request: Request) -> Response {
+        let line = format!("{} {}", request.method(), request.uri().path());
+        let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+        let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        seen.lock().unwrap().push((line.clone(), body));
+        let network = json!({"Name": "br1", "Id": "aa", "Driver": "bridge", "Created": "x",
+            "IPAM": {"Driver": "default", "Options": null,
+                "Config": [{"Subnet": "fd00::/64"}, {"Subnet": "172.18.0.0/16",
+                    "Gateway": "172.18.0.1/16", "IPRange": "172.18.1.0/24",
+                    "AuxiliaryAddresses": {"x": "172.18.0.9/16"}}]},
+            "Containers": {
+                "c1": {"Name": "t1", "EndpointID": "e1"},
+                "ep-e2": {"Name": "t2", "EndpointID": "e2"}},
+            "Options": {"a": "b"}, "Labels": null});
+        let refused =
+            |status, message: &str| (status, Json(json!({"message": message}))).into_response();
+        match line.as_str() {
+            "GET /version" => Json(json!({"ApiVersion": "1.41"})).into_response(),
+            "GET /v1.41/networks" => Json(json!([network, {"Name": "no id"}])).into_response(),
+            "GET /v1.41/networks/br1" => Json(network).into_response(),
+            "POST /v1.41/networks/create" => {
+                Json(json!({"Id": "new", "Warning": ""})).into_response()
+            }
+            "DELETE /v1.41/networks/used" => {
+                let message = "error while removing network: used has active endpoints\n";
+                refused(axum::http::StatusCode::FORBIDDEN, message)
+            }
+            path if path.contains("/v1.41/") => {
+                refused(axum::http::StatusCode::NOT_FOUND, "no such thing")
+            }
+            _ => refused(
+                axum::http::StatusCode::BAD_REQUEST,
+                &format!("client version is too new: {line}"),
+            ),
+        }
+    }
+    let path = folder.path().join("docker.sock");
+    let seen = Seen::default();
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let app = Router::new().fallback(answer).with_state(Arc::clone(&seen));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (format!("unix://{}", path.display()), seen)
+}
+
+#[tokio::test]
+async fn an_old_daemon_is_asked_in_its_own_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, _) = old_daemon(&folder).await;
+    let daemon = Daemon::connect(&address).await.unwrap();
+    let wanted = DockerNetwork {
+        id: "aa".into(),
+        name: "br1".into(),
+        driver: "bridge".into(),
+        options: BTreeMap::from([("a".into(), "b".into())]),
+        subnet: Some("172.18.0.0/16".parse().unwrap()),
+        gateway: Some([172, 18, 0, 1].into()),
+        ip_range: Some("172.18.1.0/24".parse().unwrap()),
+        aux: BTreeMap::from([("x".into(), [172, 18, 0, 9].into())]),
+        created: "x".into(),
+        ..DockerNetwork::default()
+    };
+    assert_eq!(daemon.networks().await.unwrap(), std::slice::from_ref(&wanted));
+    assert_eq!(daemon.network("br1").await.unwrap(), Some(wanted));
+    assert_eq!(daemon.network("br2").await.unwrap(), None);
+    assert_eq!(daemon.names_of("c9").await.unwrap(), None);
+    let endpoints = daemon.endpoints_of("br1").await.unwrap().unwrap();
+    assert_eq!(endpoints["e1"].container.as_deref(), Some("c1"));
+    assert_eq!(endpoints["e2"], EndpointOwner { container: None, name: "t2".into() });
+    assert_eq!(daemon.endpoints_of("br2").await.unwrap(), None);
+    daemon.remove_network("br2").await.unwrap();
+    let error = daemon.remove_network("used").await.unwrap_err();
+    assert_eq!(
+        format!("{error:#}"),
+        "remove Docker network used: Docker says: error while removing network: used has active \
+         endpoints"
+    );
+}
+
+#[tokio::test]
+async fn what_docker_is_to_make_says_everything_about_the_network() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, seen) = old_daemon(&folder).await;
+    let mut record = network("ov_net1", 4096);
+    record.ip_range = Some("10.0.0.128/25".parse().unwrap());
+    record.aux.insert("router".into(), [10, 0, 0, 9].into());
+    record.mtu = Some(1400);
+    record.internal = true;
+    record.options.insert("a".into(), "b".into());
+    record.labels.insert("c".into(), "d".into());
+    let daemon = Daemon::connect(&address).await.unwrap();
+    assert_eq!(daemon.create_network(&record).await.unwrap(), "new");
+    let (_, body) = seen.lock().unwrap().pop().unwrap();
+    let id = record.id.as_str();
+    let wanted = json!({"Name": "ov_net1", "CheckDuplicate": true, "Driver": "ovnet",
+        "Internal": true, "Attachable": true, "Labels": {"c": "d"},
+        "Options": {"a": "b", "ovnet.id": id, "com.docker.network.driver.mtu": "1400"},
+        "IPAM": {"Driver": "ovnet", "Options": {"ovnet.id": id}, "Config": [{
+            "Subnet": "10.0.0.0/24", "Gateway": "10.0.0.1", "IPRange": "10.0.0.128/25",
+            "AuxiliaryAddresses": {"router": "10.0.0.9"}}]}});
+    assert_eq!(body, wanted);
+}
+
+#[tokio::test]
+async fn nobody_at_the_socket_is_one_line_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("docker.sock");
+    let address = format!("unix://{}", path.display());
+    let error = format!("{:#}", Daemon::connect(&address).await.unwrap_err());
+    assert!(error.starts_with(&format!("ask Docker at {address}: ")), "{error}");
+    // A socket file that its daemon left behind.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let error = format!("{:#}", Daemon::connect(&address).await.unwrap_err());
+    assert!(error.contains("refused") && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn the_choice_is_read_and_anything_else_refused() {
+    let read = |text: &str| text.parse::<DockerChoice>();
+    assert_eq!(read("auto").unwrap(), DockerChoice::Auto);
+    assert_eq!(read("off").unwrap(), DockerChoice::Off);
+    let address = |text: &str| read(text).unwrap().address().unwrap();
+    assert_eq!(address("/run/docker.sock"), "unix:///run/docker.sock");
+    assert_eq!(address("unix:///x/docker.sock"), "unix:///x/docker.sock");
+    assert_eq!(address("tcp://127.0.0.1:2375"), "tcp://127.0.0.1:2375");
+    for wrong in ["", "on", "unix://", "unix://x", "tcp://", "docker01:2375"] {
+        assert!(read(wrong).is_err(), "{wrong}");
+    }
+    assert_eq!(DockerChoice::Off.address(), None);
+}
+
+#[test]
+fn events_are_read_as_docker_writes_them() {
+    let read = |text: &str| convert::event(serde_json::from_str(text).unwrap());
+    let line = r#"{"Type":"network","Action":"connect","Actor":{"ID":"n1","Attributes":
+        {"container":"c1","name":"lnet","type":"ovl"}},"scope":"local","time":1795407263,
+        "timeNano":1795407263195303572}"#;
+    let connected = Event::Connected { network: "n1".into(), container: "c1".into() };
+    assert_eq!(read(line), Some(connected.clone()));
+    let create = line.replace("connect", "create");
+    let created = Event::NetworkCreated { id: "n1".into(), name: "lnet".into() };
+    assert_eq!(read(&create), Some(created));
+    let destroyed = Event::NetworkDestroyed { id: "n1".into() };
+    assert_eq!(read(&line.replace("connect", "destroy")), Some(destroyed));
+    let disconnected = Event::Disconnected { network: "n1".into(), container: "c1".into() };
+    assert_eq!(read(&line.replace("connect", "disconnect")), Some(disconnected));
+    let container = line.replace("network", "container").replace("n1", "c1");
+    let container = |action| read(&container.replace("connect", action));
+    assert_eq!(container("start"), Some(Event::Started { container: "c1".into() }));
+    assert_eq!(container("rename"), Some(Event::Renamed { container: "c1".into() }));
+    assert_eq!(container("die"), Some(Event::Died { container: "c1".into() }));
+    assert_eq!(container("exec_start: sh"), None);
+}
+
+#[test]
+fn names_of_both_kinds_are_read() {
+    let inspected = json!({"Id": "c1", "Name": "/t1", "NetworkSettings": {"Networks": {
+        "new": {"NetworkID": "n1", "EndpointID": "e1", "Aliases": ["web"],
+            "DNSNames": ["t1", "web", "c1"]},
+        "old": {"NetworkID": "n2", "EndpointID": "e2", "Aliases": null},
+        "stopped": {"NetworkID": "n3", "EndpointID": ""}}}});
+    let mut names = convert::names(serde_json::from_value(inspected).unwrap());
+    names.endpoints.sort_by(|a, b| a.network.cmp(&b.network));
+    let endpoint = |network: &str, endpoint: &str, aliases: &[&str]| EndpointNames {
+        network: network.into(),
+        endpoint: endpoint.into(),
+        aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
+    };
+    let new = endpoint("n1", "e1", &["web", "t1", "web", "c1"]);
+    let wanted = [new, endpoint("n2", "e2", &[])];
+    assert_eq!((names.id.as_str(), names.name.as_str()), ("c1", "t1"));
+    assert_eq!(names.endpoints, wanted);
+}

@@ -1,0 +1,4 @@
+//! Docker: what the agent asks of its API.
+
+pub mod daemon;
+pub mod sync;

@@ -1,0 +1,86 @@
+//! One pass: look at both sides, plan, and take the steps, until there is nothing left to do.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    api::Api,
+    memory::Memory,
+    plan::{Action, Removal, plan},
+    publish::Publisher,
+    side::Side,
+};
+use crate::docker::daemon::DockerNetwork;
+
+/// Steps make other steps possible; more rounds than this means that somebody works against us.
+const ROUNDS: usize = 4;
+
+/// Makes Docker's networks and Consul's the same. Returns Docker's networks and what stands in the
+/// way, one line each; an error where Docker did not say what it has.
+pub(super) async fn networks<A: Api, S: Side>(
+    publisher: &Publisher<A, S>,
+    memory: &mut Memory,
+) -> Result<(Vec<DockerNetwork>, BTreeSet<String>)> {
+    let mut rounds = 0;
+    loop {
+        let docker = publisher.api.networks().await?;
+        // Both after Docker's list: what is made here in between is then known to the plugin.
+        let (consul, bound) = (publisher.side.networks(), publisher.side.bound());
+        let view = memory.view(consul, bound, docker, Instant::now());
+        let (actions, mut notes) = plan(&view);
+        let mut did = false;
+        for action in actions {
+            match take(publisher, &action).await {
+                Ok(()) => did = true,
+                Err(error) => {
+                    notes.insert(format!("{error:#}"));
+                }
+            }
+        }
+        rounds += 1;
+        if !did || rounds == ROUNDS {
+            return Ok((view.docker, notes));
+        }
+    }
+}
+
+async fn take<A: Api, S: Side>(publisher: &Publisher<A, S>, action: &Action) -> Result<()> {
+    let Publisher { api, side, .. } = publisher;
+    match action {
+        Action::Unbind { docker_id, network } => {
+            side.unbind(docker_id).await?;
+            tracing::info!(network = network.name, docker_id, "Docker has this network no more");
+        }
+        Action::Restore { network } => {
+            side.restore(network).await?;
+            tracing::info!(network = network.name, "put a network back that Consul lost");
+        }
+        Action::Bind { docker_id, network } => {
+            side.bind(docker_id, network)?;
+            tracing::info!(network = network.name, docker_id, "found this network in Docker");
+        }
+        Action::Remove { docker_id, name, why } => {
+            if *why == Removal::Duplicate {
+                let used = api.endpoints_of(docker_id).await?;
+                ensure!(
+                    used.is_none_or(|used| used.is_empty()),
+                    "Docker network {docker_id} is a second one for network {name}, and \
+                     containers use it: remove them"
+                );
+            }
+            publisher.remove(docker_id).await.with_context(|| match why {
+                Removal::Deleted => format!("network {name} was deleted, but is on this host"),
+                Removal::Duplicate => format!("network {name} is on this host twice"),
+            })?;
+            tracing::info!(network = name, docker_id, ?why, "removed a network from Docker");
+        }
+        Action::Publish { network } => publisher.publish(network).await?,
+        Action::Create { network } => {
+            let docker_id = api.create_network(network).await?;
+            side.bind(&docker_id, network)?;
+            tracing::info!(network = network.name, docker_id, "made a network in Docker");
+        }
+    }
+    Ok(())
+}
