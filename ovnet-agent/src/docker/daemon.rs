@@ -7,6 +7,7 @@
 mod convert;
 #[cfg(test)]
 mod tests;
+mod types;
 
 use std::{
     collections::BTreeMap,
@@ -27,8 +28,8 @@ use bollard::{
 };
 use futures::{StreamExt as _, stream::BoxStream};
 use http_body_util::{Either, Full};
-use ipnet::Ipv4Net;
 
+pub use self::types::{ContainerNames, DockerNetwork, EndpointNames, EndpointOwner, Event};
 use crate::consul::schema::NetworkRecord;
 
 /// Name of our network and IPAM driver, as `docker network create -d` takes it.
@@ -94,126 +95,12 @@ impl FromStr for DockerChoice {
     }
 }
 
-/// A network as Docker describes it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DockerNetwork {
-    /// Docker's id of it, 64 hexadecimal digits, another one on each host.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// Name of its driver, ours or another one.
-    pub driver: String,
-    /// Driver options, `-o`.
-    pub options: BTreeMap<String, String>,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Whether it has no way out.
-    pub internal: bool,
-    /// Its first IPv4 subnet.
-    pub subnet: Option<Ipv4Net>,
-    /// The gateway's address in that subnet.
-    pub gateway: Option<Ipv4Addr>,
-    /// Part of the subnet that addresses are chosen from.
-    pub ip_range: Option<Ipv4Net>,
-    /// Named addresses that belong to the network.
-    pub aux: BTreeMap<String, Ipv4Addr>,
-    /// When it was made: RFC 3339 text, as Docker wrote it.
-    pub created: String,
-}
-
-impl DockerNetwork {
-    /// Whether our driver has it.
-    pub fn is_ours(&self) -> bool {
-        self.driver == DRIVER
-    }
-
-    /// The id of the network it was made to stand for, where the agent made it.
-    pub fn stands_for(&self) -> Option<&str> {
-        self.options.get(ID_OPTION).map(String::as_str)
-    }
-}
-
-/// Which container an endpoint belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointOwner {
-    /// Docker's id of the container; `None` while the container only starts.
-    pub container: Option<String>,
-    /// The container's name.
-    pub name: String,
-}
-
-/// What a container is called, and its endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ContainerNames {
-    /// Docker's id of it.
-    pub id: String,
-    /// Its name, without the slash Docker puts before it.
-    pub name: String,
-    /// Its endpoints.
-    pub endpoints: Vec<EndpointNames>,
-}
-
-/// What a container is called in one network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EndpointNames {
-    /// Docker's id of the network.
-    pub network: String,
-    /// Docker's id of the endpoint.
-    pub endpoint: String,
-    /// Aliases, and the other names Docker's own DNS server has for it.
-    pub aliases: Vec<String>,
-}
-
-/// Something that happened in Docker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A network, of any driver, was made.
-    NetworkCreated {
-        /// Docker's id of it.
-        id: String,
-        /// Its name.
-        name: String,
-    },
-    /// A network, of any driver, was removed.
-    NetworkDestroyed {
-        /// Docker's id of it.
-        id: String,
-    },
-    /// A container got an endpoint in a network.
-    Connected {
-        /// Docker's id of the network.
-        network: String,
-        /// Docker's id of the container.
-        container: String,
-    },
-    /// A container lost its endpoint in a network.
-    Disconnected {
-        /// Docker's id of the network.
-        network: String,
-        /// Docker's id of the container.
-        container: String,
-    },
-    /// A container has another name.
-    Renamed {
-        /// Docker's id of it.
-        container: String,
-    },
-    /// A container started.
-    Started {
-        /// Docker's id of it.
-        container: String,
-    },
-    /// A container ended.
-    Died {
-        /// Docker's id of it.
-        container: String,
-    },
-}
-
 /// A daemon that answered. Clones share everything; no connection is kept between calls.
 #[derive(Clone, Debug)]
 pub struct Daemon {
     docker: Docker,
+    /// What the path of every request begins with, `/v1.41`.
+    version: String,
     address: String,
 }
 
@@ -221,18 +108,20 @@ impl Daemon {
     /// Asks the daemon at an address what it speaks, and goes by that. An error where nothing
     /// there answers in time.
     pub async fn connect(address: &str) -> Result<Self> {
-        let asked = async {
-            // A daemon refuses a version it does not know yet, so the first question has none.
-            let unversioned =
-                open(address, API_DEFAULT_VERSION)?.with_request_modifier(without_version);
-            let version = in_time(ANSWER, unversioned.version()).await.map_err(explain)?;
+        let ask = async {
+            // The client itself names no version in its requests, which every daemon takes.
+            let docker = open(address)?;
+            let version = in_time(ANSWER, docker.version()).await.map_err(explain)?;
             let theirs = version.api_version.as_deref().and_then(parse_version);
             let theirs = theirs.context("its answer lacks the API version")?;
             let ours = *API_DEFAULT_VERSION;
-            open(address, if theirs < ours { &theirs } else { &ours })
+            let version = format!("/v{}", if theirs < ours { theirs } else { ours });
+            anyhow::Ok((docker, version))
         };
-        let docker = asked.await.with_context(|| format!("ask Docker at {address}"))?;
-        Ok(Self { docker, address: address.to_owned() })
+        let (docker, version) = ask.await.with_context(|| format!("ask Docker at {address}"))?;
+        let prefix = version.clone();
+        let docker = docker.with_request_modifier(move |request| versioned(request, &prefix));
+        Ok(Self { docker, version, address: address.to_owned() })
     }
 
     /// The address it answers at.
@@ -339,30 +228,33 @@ impl Daemon {
         let mut body = serde_json::to_value(&request).context(what.clone())?;
         body["CheckDuplicate"] = true.into();
         let body = body.to_string();
+        let version = self.version.clone();
         let docker = self.docker.clone().with_request_modifier(move |request| {
-            request.map(|_| Either::Left(Full::from(body.clone())))
+            versioned(request, &version).map(|_| Either::Left(Full::from(body.clone())))
         });
         let made = in_time(WORK, docker.create_network(request)).await;
         Ok(made.map_err(explain).context(what)?.id)
     }
 }
 
-fn open(address: &str, version: &ClientVersion) -> Result<Docker> {
+fn open(address: &str) -> Result<Docker> {
     // Ours are the shorter deadlines; this one only counts up to an answer's header.
     let deadline = WORK.as_secs();
     Ok(if address.starts_with("unix://") {
-        Docker::connect_with_unix(address, deadline, version)?
+        Docker::connect_with_unix(address, deadline, API_DEFAULT_VERSION)?
     } else {
-        Docker::connect_with_http(address, deadline, version)?
+        Docker::connect_with_http(address, deadline, API_DEFAULT_VERSION)?
     })
 }
 
-/// Takes `/v1.53` off the front of a request's path.
-fn without_version(mut request: BollardRequest) -> BollardRequest {
-    let path = request.uri().path();
-    let rest = path.get(1..).and_then(|path| path.find('/').map(|slash| &path[slash..]));
+/// Puts the version in front of a request's path, so that the answer is what the client knows.
+fn versioned(mut request: BollardRequest, version: &str) -> BollardRequest {
     let mut parts = request.uri().clone().into_parts();
-    parts.path_and_query = rest.and_then(|rest| rest.parse().ok());
+    let path = parts.path_and_query.as_ref().map_or("/", |path| path.as_str());
+    // Joining two good paths makes a good one; otherwise Docker takes the request as it is.
+    if let Ok(path) = format!("{version}{path}").parse() {
+        parts.path_and_query = Some(path);
+    }
     if let Ok(uri) = hyper::Uri::from_parts(parts) {
         *request.uri_mut() = uri;
     }

@@ -35,7 +35,9 @@ async fn old_daemon(folder: &tempfile::TempDir) -> (String, Seen) {
             "GET /version" => Json(json!({"ApiVersion": "1.41"})).into_response(),
             "GET /v1.41/networks" => Json(json!([network, {"Name": "no id"}])).into_response(),
             "GET /v1.41/networks/br1" => Json(network).into_response(),
-            "POST /v1.41/networks/create" => Json(json!({"Id": "new"})).into_response(),
+            "POST /v1.41/networks/create" => {
+                Json(json!({"Id": "new", "Warning": ""})).into_response()
+            }
             "DELETE /v1.41/networks/used" => {
                 let message = "error while removing network: used has active endpoints\n";
                 refused(axum::http::StatusCode::FORBIDDEN, message)

@@ -1,0 +1,123 @@
+//! What Docker tells, in types of our own.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+use super::{DRIVER, ID_OPTION};
+
+/// A network as Docker describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DockerNetwork {
+    /// Docker's id of it, 64 hexadecimal digits, another one on each host.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Name of its driver, ours or another one.
+    pub driver: String,
+    /// Driver options, `-o`.
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it has no way out.
+    pub internal: bool,
+    /// Its first IPv4 subnet.
+    pub subnet: Option<Ipv4Net>,
+    /// The gateway's address in that subnet.
+    pub gateway: Option<Ipv4Addr>,
+    /// Part of the subnet that addresses are chosen from.
+    pub ip_range: Option<Ipv4Net>,
+    /// Named addresses that belong to the network.
+    pub aux: BTreeMap<String, Ipv4Addr>,
+    /// When it was made: RFC 3339 text, as Docker wrote it.
+    pub created: String,
+}
+
+impl DockerNetwork {
+    /// Whether our driver has it.
+    pub fn is_ours(&self) -> bool {
+        self.driver == DRIVER
+    }
+
+    /// The id of the network it was made to stand for, where the agent made it.
+    pub fn stands_for(&self) -> Option<&str> {
+        self.options.get(ID_OPTION).map(String::as_str)
+    }
+}
+
+/// Which container an endpoint belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointOwner {
+    /// Docker's id of the container; `None` while the container only starts.
+    pub container: Option<String>,
+    /// The container's name.
+    pub name: String,
+}
+
+/// What a container is called, and its endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerNames {
+    /// Docker's id of it.
+    pub id: String,
+    /// Its name, without the slash Docker puts before it.
+    pub name: String,
+    /// Its endpoints.
+    pub endpoints: Vec<EndpointNames>,
+}
+
+/// What a container is called in one network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointNames {
+    /// Docker's id of the network.
+    pub network: String,
+    /// Docker's id of the endpoint.
+    pub endpoint: String,
+    /// Aliases, and the other names Docker's own DNS server has for it.
+    pub aliases: Vec<String>,
+}
+
+/// Something that happened in Docker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A network, of any driver, was made.
+    NetworkCreated {
+        /// Docker's id of it.
+        id: String,
+        /// Its name.
+        name: String,
+    },
+    /// A network, of any driver, was removed.
+    NetworkDestroyed {
+        /// Docker's id of it.
+        id: String,
+    },
+    /// A container got an endpoint in a network.
+    Connected {
+        /// Docker's id of the network.
+        network: String,
+        /// Docker's id of the container.
+        container: String,
+    },
+    /// A container lost its endpoint in a network.
+    Disconnected {
+        /// Docker's id of the network.
+        network: String,
+        /// Docker's id of the container.
+        container: String,
+    },
+    /// A container has another name.
+    Renamed {
+        /// Docker's id of it.
+        container: String,
+    },
+    /// A container started.
+    Started {
+        /// Docker's id of it.
+        container: String,
+    },
+    /// A container ended.
+    Died {
+        /// Docker's id of it.
+        container: String,
+    },
+}
