@@ -1,11 +1,12 @@
 //! What Docker's calls do: [`networks`] for the driver's and the IPAM's calls about networks,
-//! [`addresses`], [`endpoints`].
+//! [`addresses`], [`endpoints`], and [`guard`] for what Docker asks leave for.
 //!
 //! Every call is carried out to its end even where Docker hangs up, is bounded in time, and may
 //! come twice: Docker repeats a call whose connection broke. Nothing here asks Docker anything.
 
 mod addresses;
 mod endpoints;
+mod guard;
 mod networks;
 mod side;
 #[cfg(test)]
@@ -80,11 +81,15 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             Ok(result) => result,
             Err(_) => {
                 let status = self.wiring().status();
+                let state = match status.consul_state.as_str() {
+                    // The watch has not noticed yet.
+                    "connected" => String::new(),
+                    problem => format!(" ({problem})"),
+                };
                 Err(anyhow!(
-                    "{what}: Consul at {} does not answer ({}); what runs goes on, try again when \
-                     it is back",
-                    status.consul,
-                    status.consul_state
+                    "{what}: Consul at {} does not answer{state}; what runs goes on, try again \
+                     when it is back",
+                    status.consul
                 ))
             }
         }

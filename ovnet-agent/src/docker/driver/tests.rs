@@ -92,6 +92,12 @@ impl Host {
         self.driver.release_address(&read(wanted)).await;
     }
 
+    /// The record of an address that was claimed.
+    async fn run_record(&self, pool: &str) -> crate::consul::schema::EndpointRecord {
+        self.address(pool, "").await.unwrap();
+        self.fake.records().remove(0)
+    }
+
     fn pool(&self, docker: &str) -> String {
         self.driver.book().bound(docker).unwrap().network.id
     }
@@ -295,4 +301,31 @@ async fn a_claim_whose_answer_was_lost_is_given_back() {
     host.address(&host.pool(&id(1)), "").await.unwrap_err();
     host.fake.fail("");
     fake::eventually(|| host.fake.records().is_empty()).await;
+}
+
+#[tokio::test]
+async fn the_guard_keeps_a_network_that_another_host_uses() {
+    let host = host(&["ov_net1"]);
+    let record = host.driver.records().network("ov_net1").await.unwrap();
+    let replica = json!({"Pool": "10.0.0.0/24", "Options": {"ovnet.id": record.id}});
+    host.create(&id(1), replica).await.unwrap();
+    let ask = async |network: &str| {
+        let uri = format!("/v1.41/networks/{network}");
+        host.driver.objection(&read(json!({"RequestMethod": "DELETE", "RequestUri": uri}))).await
+    };
+    assert_eq!(ask("ov_net1").await, None);
+    let mut theirs = host.run_record(&record.id).await;
+    theirs.host = "docker02".into();
+    theirs.names = vec!["t4".into()];
+    host.fake.put("ov_net1", theirs);
+    let line = "network ov_net1 is in use: host docker02 has t4 (10.0.0.2) in it";
+    for name in ["ov_net1", &id(1), &id(1)[..12]] {
+        assert_eq!(ask(name).await.as_deref(), Some(line), "{name}");
+    }
+    assert_eq!(ask("bridge").await, None);
+    host.fake.fail("endpoints");
+    assert!(ask("ov_net1").await.is_some());
+    // What the agent itself removes was decided in Consul.
+    host.driver.book().pages().removing.insert(id(1));
+    assert_eq!(ask("ov_net1").await, None);
 }

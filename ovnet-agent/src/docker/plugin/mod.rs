@@ -1,5 +1,6 @@
-//! Docker's plugin protocol, version 1: `POST /NetworkDriver.…` and `/IpamDriver.…` on a unix
-//! socket (moby `pkg/plugins`, libnetwork `docs/remote.md` and `docs/ipam.md`).
+//! Docker's plugin protocol, version 1: `POST /NetworkDriver.…`, `/IpamDriver.…` and
+//! `/AuthZPlugin.…` on a unix socket (moby `pkg/plugins`, libnetwork `docs/remote.md` and
+//! `docs/ipam.md`).
 //!
 //! An answer other than 200 carries `{"Err": "…"}`, which Docker shows to the user word for word,
 //! for both kinds of driver. Docker waits for an answer for ever, so every call has a deadline.
@@ -131,10 +132,13 @@ async fn call<R: Records, W: Wiring>(
     path: &str,
     body: &[u8],
 ) -> Result<Option<Value>> {
-    tracing::debug!(path, body = %String::from_utf8_lossy(body), "Docker calls");
+    // What goes to Docker's API may hold secrets.
+    if !path.starts_with("AuthZPlugin") {
+        tracing::debug!(path, body = %String::from_utf8_lossy(body), "Docker calls");
+    }
     let nothing = || json!({});
     let result = match path {
-        "Plugin.Activate" => Ok(json!({"Implements": ["NetworkDriver", "IpamDriver"]})),
+        "Plugin.Activate" => Ok(json!({"Implements": ["NetworkDriver", "IpamDriver", "authz"]})),
         "NetworkDriver.GetCapabilities" => {
             Ok(json!({"Scope": "local", "ConnectivityScope": "global"}))
         }
@@ -188,6 +192,11 @@ async fn call<R: Records, W: Wiring>(
         | "NetworkDriver.DiscoverDelete" => {
             parse::<BTreeMap<String, Value>>(body).map(|_| nothing())
         }
+        "AuthZPlugin.AuthZReq" => Ok(match driver.objection(&parse(body)?).await {
+            None => json!({"Allow": true}),
+            Some(why) => json!({"Allow": false, "Msg": why}),
+        }),
+        "AuthZPlugin.AuthZRes" => Ok(json!({"Allow": true})),
         "NetworkDriver.AllocateNetwork" | "NetworkDriver.FreeNetwork" => {
             Err(anyhow!("ovnet networks are of one host's Docker each and not Swarm's to make"))
         }

@@ -250,7 +250,10 @@ async fn what_no_docker_sends_is_answered_with_an_error_and_harms_nothing() {
         hanging.push(stream);
     }
     let (status, answer) = post(folder, "Plugin.Activate", b"").await;
-    assert_eq!((status, &answer["Implements"]), (200, &json!(["NetworkDriver", "IpamDriver"])));
+    assert_eq!(
+        (status, &answer["Implements"]),
+        (200, &json!(["NetworkDriver", "IpamDriver", "authz"]))
+    );
     assert!(fake.records().is_empty() && fake.links().is_empty() && fake.local().is_empty());
     assert_eq!(fake.pending_claims(), 0);
 }

@@ -169,6 +169,18 @@ pub struct Address {
     pub data: BTreeMap<String, String>,
 }
 
+/// `AuthZPlugin.AuthZReq`: a request to Docker's API (moby `pkg/authorization/api.go`).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Authorization {
+    /// HTTP method.
+    #[serde(rename = "RequestMethod")]
+    pub method: String,
+    /// Path and query.
+    #[serde(rename = "RequestUri")]
+    pub uri: String,
+}
+
 fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
