@@ -4,6 +4,7 @@
 //! [`net`], driven by [`reconcile`]. Requests come in by [`api`] and are carried out by
 //! [`service`]. ARCHITECTURE.md walks through it file by file.
 
+pub mod activation;
 pub mod agent;
 pub mod api;
 pub mod apply;

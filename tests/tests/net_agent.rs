@@ -12,6 +12,8 @@
 
 #[path = "net_agent/hosts.rs"]
 mod hosts;
+#[path = "net_agent/names.rs"]
+mod names;
 #[path = "net_agent/requests.rs"]
 mod requests;
 #[path = "net_agent/survives.rs"]

@@ -106,7 +106,7 @@ pub async fn serve<K: Knowledge>(
 /// Waits until there is another address: for ever where nobody is left to tell one.
 async fn another(addresses: &mut watch::Receiver<Option<Ipv4Addr>>, than: Option<Ipv4Addr>) {
     if addresses.wait_for(|now| *now != than).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

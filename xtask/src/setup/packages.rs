@@ -25,6 +25,7 @@ const TO_TEST: &[(&str, &str)] = &[
     ("iputils-ping", "ping"),
     ("bpftool", "bpftool"),
     ("tshark", "tshark"),
+    ("systemd", "systemd-analyze"),
 ];
 
 /// What a lab with Docker runs. Some releases of Debian have the client in a package of its own.
