@@ -76,6 +76,8 @@ pub(super) struct Pages {
     pub(super) replay: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     /// Docker networks whose removal the agent asked for.
     pub(super) removing: BTreeSet<String>,
+    /// Networks, by their own id, that the agent is having Docker make.
+    pub(super) creating: BTreeSet<String>,
 }
 
 impl Book {

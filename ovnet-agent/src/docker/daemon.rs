@@ -180,7 +180,12 @@ impl Daemon {
     /// is missing.
     pub async fn ensure_gwbridge(&self) -> Result<Ipv4Addr> {
         let gateway = |found: DockerNetwork| {
-            found.gateway.with_context(|| format!("Docker network {GWBRIDGE} has no gateway"))
+            // Where a user made it and named no gateway, Docker took the first address and does
+            // not say so.
+            let first = found.subnet.filter(|_| found.ip_range.is_none() && found.aux.is_empty());
+            let first = first.and_then(|subnet| subnet.hosts().next());
+            let gateway = found.gateway.or(first);
+            gateway.with_context(|| format!("Docker network {GWBRIDGE} has no gateway"))
         };
         if let Some(found) = self.network(GWBRIDGE).await? {
             return gateway(found);
@@ -284,6 +289,10 @@ fn explain(error: DockerError) -> anyhow::Error {
             anyhow!("Docker says: {}", message.trim().replace('\n', " "))
         }
         DockerError::RequestTimeoutError => anyhow!("Docker did not answer in time"),
+        DockerError::HyperLegacyError { err } => {
+            let error = anyhow!(err);
+            anyhow!("no answer from Docker: {}", error.root_cause())
+        }
         other => anyhow!(other),
     }
 }

@@ -243,7 +243,12 @@ impl<R: Records, W: Wiring> Driver<R, W> {
     /// says who uses it.
     pub async fn delete_network(&self, docker: &str) -> Result<()> {
         let Some(Bound { network, .. }) = self.book().bound(docker) else { return Ok(()) };
-        let ours = self.book().pages().removing.remove(docker);
+        let ours = {
+            let mut pages = self.book().pages();
+            // Docker also deletes what it gave up making, and this host's part of a network of
+            // other hosts is no reason to remove theirs.
+            pages.removing.remove(docker) || pages.creating.contains(&network.id)
+        };
         if network.name.is_empty() {
             self.give_up_claim(network.id);
         } else if !ours {

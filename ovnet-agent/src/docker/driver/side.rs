@@ -106,6 +106,15 @@ impl Side for HostSide {
         }
     }
 
+    fn creating(&self, network_id: &str, yes: bool) {
+        let mut pages = self.driver.book().pages();
+        if yes {
+            pages.creating.insert(network_id.to_owned());
+        } else {
+            pages.creating.remove(network_id);
+        }
+    }
+
     async fn restore(&self, network: &NetworkRecord) -> Result<()> {
         self.driver.records().restore_network(network).await
     }

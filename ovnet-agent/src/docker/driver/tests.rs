@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     consul::{Publish, schema::EndpointState},
-    docker::plugin::types::{CreateNetwork, Join, PoolAddress, RequestPool},
+    docker::{
+        book::Bound,
+        plugin::types::{CreateNetwork, Join, PoolAddress, RequestPool},
+    },
     service::{
         fake::{self, Fake},
         one_line,
@@ -176,6 +179,12 @@ async fn a_replica_is_the_network_it_names_and_its_addresses_are_shared() {
     host.driver.book().pages().removing.insert(id(1));
     host.driver.delete_network(&id(1)).await.unwrap();
     host.driver.records().network("ov_net1").await.unwrap();
+    // So does what Docker gave up making for the agent.
+    host.driver.book().pages().creating.insert(record.id.clone());
+    host.driver.book().bind(Bound { docker: id(2), network: record }).unwrap();
+    host.driver.delete_network(&id(2)).await.unwrap();
+    host.driver.records().network("ov_net1").await.unwrap();
+    assert_eq!(host.driver.book().all().len(), 0);
 }
 
 #[tokio::test]

@@ -58,6 +58,7 @@ pub(super) struct State {
     pub(super) bound: BTreeMap<String, NetworkRecord>,
     pub(super) endpoints: BTreeMap<String, LocalEndpoint>,
     pub(super) removing: BTreeSet<String>,
+    pub(super) creating: BTreeSet<String>,
     pub(super) notes: BTreeSet<String>,
     pub(super) down: bool,
     pub(super) docker: BTreeMap<String, DockerNetwork>,
@@ -218,6 +219,7 @@ impl Api for Fake {
 
     async fn create_network(&self, network: &NetworkRecord) -> Result<String> {
         let mut state = self.up()?;
+        assert!(state.creating.contains(&network.id));
         let taken = state.docker.values().any(|other| other.name == network.name);
         ensure!(!taken, "network with name {} already exists", network.name);
         let id = state.next_id();
@@ -309,6 +311,15 @@ impl Side for Fake {
             state.removing.insert(docker_id.to_owned());
         } else {
             state.removing.remove(docker_id);
+        }
+    }
+
+    fn creating(&self, network_id: &str, yes: bool) {
+        let mut state = self.state();
+        if yes {
+            state.creating.insert(network_id.to_owned());
+        } else {
+            state.creating.remove(network_id);
         }
     }
 

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{plan::View, side::Networks};
+use super::{
+    plan::{Action, View},
+    side::Networks,
+};
 use crate::{consul::schema::NetworkRecord, docker::daemon::DockerNetwork};
 
 /// How long a Docker network that we were told of may be missing from Docker's list, and how long
@@ -15,6 +18,8 @@ pub(super) const FRESH: Duration = Duration::from_secs(15);
 pub(super) const RESTING: Duration = Duration::from_secs(2);
 /// How long a Docker network may be known to nobody before that is worth a note.
 pub(super) const STRAY: Duration = Duration::from_secs(30);
+/// How long a step that failed is not tried again, whatever happens meanwhile.
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 /// What was seen when. Lives as long as the task.
 #[derive(Debug, Default)]
@@ -31,6 +36,8 @@ pub(super) struct Memory {
     gone: BTreeMap<String, Instant>,
     /// Since when Consul has answered.
     answering: Option<Instant>,
+    /// Steps that failed, when, and the error.
+    failed: Vec<(Action, Instant, String)>,
 }
 
 #[derive(Debug)]
@@ -43,6 +50,19 @@ impl Memory {
     /// Docker told that it removed this network.
     pub(super) fn destroyed(&mut self, docker_id: String) {
         self.destroyed.insert(docker_id);
+    }
+
+    /// A step failed.
+    pub(super) fn failed(&mut self, action: Action, error: String, now: Instant) {
+        self.failed.retain(|(other, ..)| *other != action);
+        self.failed.push((action, now, error));
+    }
+
+    /// The error of a step that failed too short a time ago to be tried again.
+    pub(super) fn failed_lately(&self, action: &Action, now: Instant) -> Option<&str> {
+        let lately = |at: Instant| now < at + RETRY;
+        let failed = self.failed.iter().find(|(other, at, _)| other == action && lately(*at));
+        failed.map(|(.., error)| error.as_str())
     }
 
     /// Takes in what is, at the time `now`.
@@ -74,6 +94,7 @@ impl Memory {
         self.seen.retain(|id| is_known(id));
         self.destroyed.retain(|id| bound.contains_key(id));
         self.gone.retain(|_, since| now < *since + RESTING);
+        self.failed.retain(|(_, at, _)| now < *at + RETRY);
 
         let fresh = self
             .bound
@@ -101,7 +122,9 @@ impl Memory {
         let unseen = self.bound.values().filter_map(|bound| self.unseen_until(bound));
         let strays = self.strays.values().map(|since| *since + STRAY);
         let gone = self.gone.values().map(|since| *since + RESTING);
-        bound.chain(unseen).chain(strays).chain(gone).filter(|at| *at > now).min()
+        let failed = self.failed.iter().map(|(_, at, _)| *at + RETRY);
+        let all = bound.chain(unseen).chain(strays).chain(gone).chain(failed);
+        all.filter(|at| *at > now).min()
     }
 
     fn look_at_bound(&mut self, bound: &BTreeMap<String, NetworkRecord>, now: Instant) {
@@ -195,6 +218,16 @@ mod tests {
         assert_eq!(memory.due(start), Some(start + RESTING));
         let view = memory.view(networks(&[&record]), none(), vec![], start + RESTING);
         assert_eq!(plan(&view).0, [Action::Create { network: record }]);
+    }
+
+    #[test]
+    fn a_step_that_failed_is_tried_again_after_a_while() {
+        let (mut memory, start) = (Memory::default(), Instant::now());
+        let action = Action::Create { network: one().0 };
+        memory.failed(action.clone(), "no".into(), start);
+        assert_eq!(memory.failed_lately(&action, start + seconds(1)), Some("no"));
+        assert_eq!(memory.due(start + seconds(1)), Some(start + RETRY));
+        assert_eq!(memory.failed_lately(&action, start + RETRY), None);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The task that keeps this host's Docker and Consul's networks the same.
 //!
 //! Docker → Consul: a network that a user made here is published under the name Docker gave it
-//! ([`publish`]). Consul → Docker: a network of another host is made here too, and a deleted one
-//! removed ([`plan`], carried out by [`pass`]). Docker's word also decides which endpoints are
-//! left over ([`endpoints`]) and what containers are called ([`names`]).
+//! (`publish`). Consul → Docker: a network of another host is made here too, and a deleted one
+//! removed (`plan`, carried out by `pass`). Docker's word also decides which endpoints are
+//! left over (`endpoints`) and what containers are called (`names`).
 //!
 //! Nothing here runs inside a call of Docker's to the plugin: Docker would wait for the plugin,
 //! and the plugin for Docker.

@@ -27,14 +27,21 @@ pub(super) async fn networks<A: Api, S: Side>(
         let docker = publisher.api.networks().await?;
         // Both after Docker's list: what is made here in between is then known to the plugin.
         let (consul, bound) = (publisher.side.networks(), publisher.side.bound());
-        let view = memory.view(consul, bound, docker, Instant::now());
+        let now = Instant::now();
+        let view = memory.view(consul, bound, docker, now);
         let (actions, mut notes) = plan(&view);
         let mut did = false;
         for action in actions {
+            if let Some(note) = memory.failed_lately(&action, now) {
+                notes.insert(note.to_owned());
+                continue;
+            }
             match take(publisher, &action).await {
                 Ok(()) => did = true,
                 Err(error) => {
-                    notes.insert(format!("{error:#}"));
+                    let note = format!("{error:#}");
+                    notes.insert(note.clone());
+                    memory.failed(action, note, Instant::now());
                 }
             }
         }
@@ -77,8 +84,7 @@ async fn take<A: Api, S: Side>(publisher: &Publisher<A, S>, action: &Action) -> 
         }
         Action::Publish { network } => publisher.publish(network).await?,
         Action::Create { network } => {
-            let docker_id = api.create_network(network).await?;
-            side.bind(&docker_id, network)?;
+            let docker_id = publisher.create(network).await?;
             tracing::info!(network = network.name, docker_id, "made a network in Docker");
         }
     }

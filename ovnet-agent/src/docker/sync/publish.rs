@@ -15,7 +15,7 @@ use super::{
     side::{Publish, Side},
     true_in,
 };
-use crate::docker::daemon::DockerNetwork;
+use crate::{consul::schema::NetworkRecord, docker::daemon::DockerNetwork};
 
 /// Between two questions whether Docker is done.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
@@ -93,10 +93,19 @@ impl<A: Api, S: Side> Publisher<A, S> {
 
     /// Removes a Docker network by our own decision, which the plugin must not take for a user's.
     pub(super) async fn remove(&self, docker_id: &str) -> Result<()> {
-        let marked = Marked::new(&self.side, docker_id);
+        let marked = Marked::new(&self.side, docker_id, S::removing);
         self.api.remove_network(docker_id).await?;
         drop(marked);
         self.side.unbind(docker_id).await
+    }
+
+    /// Makes this host's Docker network of a network; returns Docker's id of it.
+    pub(super) async fn create(&self, network: &NetworkRecord) -> Result<String> {
+        let marked = Marked::new(&self.side, &network.id, S::creating);
+        let docker_id = self.api.create_network(network).await?;
+        drop(marked);
+        self.side.bind(&docker_id, network)?;
+        Ok(docker_id)
     }
 
     /// Publishes what Docker knows the name of. `until` says how long each is asked for. Returns
@@ -134,21 +143,22 @@ impl<A: Api, S: Side> Publisher<A, S> {
     }
 }
 
-/// The mark on a Docker network that we remove; taken off also where the removal fails.
-struct Marked<'a, S: Side> {
+/// The mark on what we make or remove; taken off also where that fails.
+struct Marked<'a, S> {
     side: &'a S,
-    docker_id: &'a str,
+    id: &'a str,
+    mark: fn(&S, &str, bool),
 }
 
-impl<'a, S: Side> Marked<'a, S> {
-    fn new(side: &'a S, docker_id: &'a str) -> Self {
-        side.removing(docker_id, true);
-        Self { side, docker_id }
+impl<'a, S> Marked<'a, S> {
+    fn new(side: &'a S, id: &'a str, mark: fn(&S, &str, bool)) -> Self {
+        mark(side, id, true);
+        Self { side, id, mark }
     }
 }
 
-impl<S: Side> Drop for Marked<'_, S> {
+impl<S> Drop for Marked<'_, S> {
     fn drop(&mut self) {
-        self.side.removing(self.docker_id, false);
+        (self.mark)(self.side, self.id, false);
     }
 }

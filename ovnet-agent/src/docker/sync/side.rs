@@ -59,6 +59,10 @@ pub trait Side: Clone + Send + Sync + 'static {
     /// Forgets a Docker network that is gone, giving back what was claimed for it where it was
     /// never published; idempotent.
     fn unbind(&self, docker_id: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Marks networks, by their own id, for which we are making a Docker network: where Docker
+    /// gives up in the middle, it has the plugin delete what the plugin made, which is no user's
+    /// order either.
+    fn creating(&self, network_id: &str, yes: bool);
     /// Marks Docker networks whose removal we asked for ourselves, so that the plugin does not take
     /// it for a user's order.
     fn removing(&self, docker_id: &str, yes: bool);

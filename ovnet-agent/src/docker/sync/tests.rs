@@ -46,7 +46,7 @@ async fn docker_gets_what_consul_has_and_loses_what_was_deleted() {
     fake.change(|consul| *consul = networks(&[&net2()]));
     eventually(|| fake.docker_names() == ["ov_net2"]).await;
     eventually(|| fake.state().bound.len() == 1).await;
-    assert!(fake.state().removing.is_empty());
+    assert!(fake.state().removing.is_empty() && fake.state().creating.is_empty());
     assert_eq!(*running.gwbridge.borrow(), Some([172, 18, 0, 1].into()));
     assert!(fake.state().notes.is_empty());
 }
