@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    api,
+    activation, api,
     check::{self, CheckInput},
     cleanup,
     config::{Arguments, Cleanup, Command, Config},
@@ -34,21 +34,21 @@ use crate::{
 /// Between attempts to release what an agent killed in the middle of an attach left in Consul.
 const ORPHANS_RETRY: Duration = Duration::from_secs(1);
 
-/// Does what the arguments say; `false` is a check that failed and said so itself.
-pub async fn main(arguments: Arguments) -> Result<bool> {
+/// Does what the arguments say, with the plugin's socket that systemd passed; `false` is a check that failed and said so itself.
+pub async fn main(arguments: Arguments, passed: Option<UnixListener>) -> Result<bool> {
     match (arguments.command, arguments.run) {
         (Some(Command::Check(config)), _) => check(&config).await,
         (Some(Command::Cleanup(options)), _) => clean_up(options).await.map(|()| true),
         (Some(Command::DockerSetup(options)), _) => {
             docker::setup::run(&options).await.map(|()| true)
         }
-        (None, Some(config)) => run(config).await.map(|()| true),
+        (None, Some(config)) => run(config, passed).await.map(|()| true),
         (None, None) => bail!("give --consul and --advertise, or see --help"),
     }
 }
 
 /// Runs the agent until it is told to stop.
-async fn run(config: Config) -> Result<()> {
+async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("ovnet-agent must run as root: it loads programs and makes interfaces");
     }
@@ -71,7 +71,7 @@ async fn run(config: Config) -> Result<()> {
     let plugin = match &config.docker {
         DockerChoice::Off => None,
         // Before anything that takes time: Docker's calls wait in it from here on.
-        _ => Some(PluginSocket::open()?),
+        _ => Some(PluginSocket::open(passed)?),
     };
     let datapath = Datapath::load(&LoadOptions {
         bpffs: config.folders.bpffs.clone(),
@@ -124,6 +124,7 @@ async fn run(config: Config) -> Result<()> {
     };
     let mut api = tokio::spawn(api::server::serve(socket, service, shutdown));
 
+    activation::ready();
     // Without the loop or the API the agent is none: it ends, and whoever watches it starts it anew.
     tokio::select! {
         stop = stop_signal() => stop?,
@@ -141,6 +142,7 @@ async fn run(config: Config) -> Result<()> {
         }
     }
     tracing::info!("stopping; what is pinned forwards on");
+    activation::stopping();
     stop.send_replace(true);
     orphans.abort();
     while let Some(ended) = docker.join_next().await {
@@ -218,6 +220,7 @@ async fn clean_up(options: Cleanup) -> Result<()> {
         socket: folders.socket,
         state_dir: folders.state_dir,
         bpffs: folders.bpffs,
+        plugin: docker::plugin::SOCKET.into(),
     };
     let node = names.node()?;
     let links = cleanup::HostLinks(Net::open()?);

@@ -32,6 +32,8 @@ pub struct Places {
     pub state_dir: PathBuf,
     /// Its bpffs folder.
     pub bpffs: PathBuf,
+    /// Docker's socket of the plugin.
+    pub plugin: PathBuf,
 }
 
 /// The links of this host, as far as cleaning up needs them.
@@ -62,7 +64,7 @@ pub async fn run(
     records: &impl OwnRecords,
     out: &mut impl Write,
 ) -> Result<()> {
-    let Places { socket, state_dir, bpffs } = places;
+    let Places { socket, state_dir, bpffs, plugin } = places;
     // Held to the end, so no agent starts in the middle. Without the socket's folder there is
     // nobody to hold off, and making it would be to leave something.
     let lock = match socket.parent() {
@@ -109,6 +111,11 @@ pub async fn run(
     }
     remove_state(state_dir, &mut done)?;
     remove_file(socket, "socket", &mut done)?;
+    // One that answers is systemd's, which keeps it for the next agent.
+    if !socket::answers(plugin) {
+        remove_file(plugin, "socket", &mut done)?;
+        remove_file(&socket::lock_path(plugin), "lock", &mut done)?;
+    }
     if lock.is_some() {
         // Last: an agent that starts from here on finds all of it gone.
         remove_file(&socket::lock_path(socket), "lock", &mut done)?;
@@ -171,15 +178,17 @@ fn remove_tree<W: Write>(folder: &Path, done: &mut Progress<'_, W>) -> Result<()
     remove_empty_folder(Some(folder), done)
 }
 
-/// Removes the endpoints' files and what a write that was cut short left of them.
+/// Removes the files of endpoints and of Docker's networks, and what a write that was cut short
+/// left of them.
 fn remove_state<W: Write>(state_dir: &Path, done: &mut Progress<'_, W>) -> Result<()> {
-    let endpoints = state_dir.join("endpoints");
-    for file in list(&endpoints, done) {
-        if file.extension().is_some_and(|extension| extension == "json" || extension == "new") {
-            remove_file(&file, "state", done)?;
+    for folder in ["endpoints", "docker"].map(|name| state_dir.join(name)) {
+        for file in list(&folder, done) {
+            if file.extension().is_some_and(|extension| extension == "json" || extension == "new") {
+                remove_file(&file, "state", done)?;
+            }
         }
+        remove_empty_folder(Some(&folder), done)?;
     }
-    remove_empty_folder(Some(&endpoints), done)?;
     remove_empty_folder(Some(state_dir), done)
 }
 
@@ -275,6 +284,10 @@ where
         let mut deleted = Vec::new();
         if host().await? {
             deleted.push(format!("of host {node}"));
+        }
+        for claim in records.pending().await? {
+            records.release_pending(&claim.id).await?;
+            deleted.push(format!("of the subnet {} claimed for Docker", claim.subnet));
         }
         for network in records.networks().await? {
             for endpoint in records.endpoints(&network.id).await? {

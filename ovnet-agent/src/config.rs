@@ -182,6 +182,10 @@ pub struct DockerSetup {
     /// Address the agent answers on [default: that of docker_gwbridge]
     #[arg(long, value_name = "ADDR")]
     pub dns: Option<Ipv4Addr>,
+    /// Have Docker ask the agent before it removes a network: `docker network rm` then fails where
+    /// other hosts use it. Docker's API needs a running agent from then on
+    #[arg(long)]
+    pub guard: bool,
     /// Write the change instead of showing it
     #[arg(long)]
     pub write: bool,

@@ -4,7 +4,7 @@ use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use ovnet_agent::{
-    agent,
+    activation, agent,
     config::{Arguments, LogFormat},
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -12,6 +12,14 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.run.as_ref().map_or(LogFormat::Text, |config| config.log_format));
+    // Before there are threads: it changes the environment.
+    let passed = match activation::plugin_listener() {
+        Ok(passed) => passed,
+        Err(error) => {
+            eprintln!("ovnet-agent: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -19,7 +27,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(agent::main(arguments));
+    let result = runtime.block_on(agent::main(arguments, passed));
     // A blocking call that hangs must not keep a stop from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match result {

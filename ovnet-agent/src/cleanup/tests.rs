@@ -67,6 +67,7 @@ fn host() -> (TempDir, Places) {
         socket: root.join("run/ovnet.sock"),
         state_dir: root.join("state"),
         bpffs: root.join("bpffs"),
+        plugin: root.join("plugins/ovnet.sock"),
     };
     drop(std::os::unix::net::UnixListener::bind(&places.socket).unwrap());
     (folder, places)

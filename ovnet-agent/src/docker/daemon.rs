@@ -43,6 +43,8 @@ pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 const GWBRIDGE: &str = "docker_gwbridge";
 /// Where a daemon listens by default; both are one folder on most systems.
 const SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
+/// Where a daemon that runs says so.
+const PROCESSES: [&str; 2] = ["/run/docker.pid", "/var/run/docker.pid"];
 /// How long a question may take.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long making or removing a network may take: Docker calls our plugin in the middle of it,
@@ -67,10 +69,12 @@ impl DockerChoice {
         match self {
             Self::Off => None,
             Self::Address(address) => Some(address.clone()),
-            Self::Auto => SOCKETS
-                .iter()
-                .find(|socket| Path::new(socket).exists())
-                .map(|socket| format!("unix://{socket}")),
+            // Without its process there may be a socket all the same: systemd's, which would start
+            // a daemon that was stopped on purpose.
+            Self::Auto => PROCESSES.iter().any(|file| Path::new(file).exists()).then(|| {
+                let socket = SOCKETS.iter().find(|socket| Path::new(socket).exists());
+                socket.map(|socket| format!("unix://{socket}"))
+            })?,
         }
     }
 }

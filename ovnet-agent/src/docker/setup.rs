@@ -26,6 +26,9 @@ use crate::{
 pub const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 /// The bridge that Docker gives containers without another way out, and its address on the host.
 pub const GWBRIDGE: &str = "docker_gwbridge";
+/// The list of plugins that Docker asks for leave, and the agent's name in it.
+const GUARD: &str = "authorization-plugins";
+const PLUGIN: &str = "ovnet";
 /// The host's name servers, and those that systemd-resolved asks where it stands between.
 const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
@@ -54,7 +57,7 @@ pub async fn run(options: &DockerSetup) -> Result<()> {
     let shown = path.display();
     let before = read(&path)?;
     let host_servers = upstreams(RESOLV_CONF.map(|path| fs::read_to_string(path).ok()));
-    let plan = plan(before.as_deref(), agent, &host_servers)
+    let plan = plan(before.as_deref(), agent, &host_servers, options.guard)
         .with_context(|| format!("{shown} is not changed"))?;
     let before = before.unwrap_or_default();
     if plan.text == before {
@@ -133,8 +136,14 @@ fn read(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// The file as it is to be. `host_servers` are asked where the file names nobody but the agent.
-fn plan(before: Option<&str>, agent: Ipv4Addr, host_servers: &[String]) -> Result<Plan> {
+/// The file as it is to be. `host_servers` are asked where the file names nobody but the agent;
+/// with `guard` Docker asks the agent for leave before it removes a network.
+fn plan(
+    before: Option<&str>,
+    agent: Ipv4Addr,
+    host_servers: &[String],
+    guard: bool,
+) -> Result<Plan> {
     let mut file = parse(before)?;
     let mut dns = vec![agent.to_string()];
     let others = servers(&file)?;
@@ -150,13 +159,18 @@ fn plan(before: Option<&str>, agent: Ipv4Addr, host_servers: &[String]) -> Resul
          server that containers could ask then: add one to \"dns\" in the file",
         RESOLV_CONF[0]
     );
-    let list = Value::from(dns.clone());
-    let text = match before {
-        Some(before) if file.get("dns") == Some(&list) => before.to_owned(),
-        _ => {
-            file.insert("dns".into(), list);
-            pretty(&file, before.unwrap_or_default())?
+    let unchanged = file.clone();
+    file.insert("dns".into(), dns.clone().into());
+    if guard {
+        let mut plugins = texts(&file, GUARD)?;
+        if !plugins.iter().any(|plugin| plugin == PLUGIN) {
+            plugins.push(PLUGIN.into());
         }
+        file.insert(GUARD.into(), plugins.into());
+    }
+    let text = match before {
+        Some(before) if file == unchanged => before.to_owned(),
+        _ => pretty(&file, before.unwrap_or_default())?,
     };
     Ok(Plan { text, dns })
 }
@@ -172,10 +186,15 @@ fn parse(text: Option<&str>) -> Result<Map<String, Value>> {
 
 /// The `dns` of the file.
 fn servers(file: &Map<String, Value>) -> Result<Vec<String>> {
-    let Some(list) = file.get("dns") else { return Ok(Vec::new()) };
+    texts(file, "dns")
+}
+
+/// A list of texts in the file; empty where there is none.
+fn texts(file: &Map<String, Value>, key: &str) -> Result<Vec<String>> {
+    let Some(list) = file.get(key) else { return Ok(Vec::new()) };
     let texts = list.as_array().map(|list| list.iter().map(|it| it.as_str().map(str::to_owned)));
     let texts: Option<Vec<String>> = texts.and_then(Iterator::collect);
-    texts.context("its \"dns\" is no list of addresses")
+    texts.with_context(|| format!("its {key:?} is no list of texts"))
 }
 
 /// As text, indented as the file was.

@@ -56,8 +56,14 @@ pub enum PluginSocket {
 
 impl PluginSocket {
     /// The socket handed over, else one bound at [`SOCKET`].
-    pub fn open() -> Result<Self> {
-        Ok(Self::Bound(Socket::bind(Path::new(SOCKET))?))
+    pub fn open(passed: Option<std::os::unix::net::UnixListener>) -> Result<Self> {
+        match passed {
+            Some(listener) => {
+                let listener = UnixListener::from_std(listener).context("the plugin's socket")?;
+                Ok(Self::Passed(listener))
+            }
+            None => Ok(Self::Bound(Socket::bind(Path::new(SOCKET))?)),
+        }
     }
 }
 

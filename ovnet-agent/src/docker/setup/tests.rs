@@ -4,7 +4,7 @@ const AGENT: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 
 fn planned(before: Option<&str>, host: &[&str]) -> Result<Plan> {
     let host: Vec<String> = host.iter().map(|it| it.to_string()).collect();
-    plan(before, AGENT, &host)
+    plan(before, AGENT, &host, false)
 }
 
 fn why(before: &str, host: &[&str]) -> String {
@@ -123,7 +123,10 @@ async fn the_file_is_shown_first_then_written_and_then_left_alone() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     let link = folder.path().join("link.json");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    let options = |write| DockerSetup { daemon_json: link.clone(), dns: Some(AGENT), write };
+    let options = |write| {
+        let daemon_json = link.clone();
+        DockerSetup { daemon_json, dns: Some(AGENT), guard: false, write }
+    };
 
     run(&options(false)).await.unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), before);
@@ -144,4 +147,19 @@ fn a_file_is_made_with_its_folder() {
     write(&path, "{}\n").unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "{}\n");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644);
+}
+
+#[test]
+fn the_guard_is_added_to_the_plugins_there_are() {
+    let guarded = |before| plan(Some(before), AGENT, &[], true);
+    let added = guarded(r#"{"dns": ["172.18.0.1", "9.9.9.9"]}"#).unwrap();
+    let file = parse(Some(&added.text)).unwrap();
+    assert_eq!(texts(&file, GUARD).unwrap(), [PLUGIN]);
+    let before = r#"{"dns": ["172.18.0.1", "9.9.9.9"], "authorization-plugins": ["other"]}"#;
+    let added = guarded(before).unwrap();
+    assert_eq!(texts(&parse(Some(&added.text)).unwrap(), GUARD).unwrap(), ["other", PLUGIN]);
+    // Without being asked for it stays as it is, and twice is once.
+    assert_eq!(planned(Some(before), &[]).unwrap().text, before);
+    assert_eq!(guarded(&added.text).unwrap().text, added.text);
+    guarded(r#"{"dns": ["9.9.9.9"], "authorization-plugins": "ovnet"}"#).unwrap_err();
 }
