@@ -194,7 +194,8 @@ impl Drop for Cluster {
                 println!("--- the agent of {node} said:\n{}", self.lab.agent_output(&node));
                 if self.lab.options().docker {
                     let said = self.lab.docker_output(&node);
-                    let worth = |line: &&str| !line.contains("level=info");
+                    let worth =
+                        |line: &&str| line.contains("level=error") || line.contains("driver error");
                     let said: Vec<_> = said.lines().filter(worth).collect();
                     println!("--- the Docker of {node} said:\n{}", said.join("\n"));
                 }

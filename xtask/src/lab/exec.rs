@@ -37,8 +37,10 @@ impl Lab {
             }
         };
         let options = self.options();
+        let client = options.docker.then(prepare::docker_client_dir).flatten();
+        let first = prepare::bin_dir(&options).ok().into_iter().chain(client);
         docker::own_client(&mut command);
-        command.args(arguments).env("PATH", prepare::path(prepare::bin_dir(&options).ok()));
+        command.args(arguments).env("PATH", prepare::path(first));
         Ok(command)
     }
 

@@ -78,9 +78,18 @@ pub(super) fn tool_path(tool: &str, package: &str) -> Result<PathBuf> {
     })
 }
 
-/// `PATH` with this folder first, then the project's tools, and at the end those of root's
+/// The folder of the Docker client that came with the daemon: one of another version, which may be
+/// on `PATH` before it, refuses what the daemon could do.
+pub(super) fn docker_client_dir() -> Option<PathBuf> {
+    let daemon = tools::find("dockerd")?;
+    let beside = daemon.parent()?;
+    let folders = [beside.with_file_name("bin"), beside.to_owned()];
+    folders.into_iter().find(|folder| folder.join("docker").is_file())
+}
+
+/// `PATH` with these folders first, then the project's tools, and at the end those of root's
 /// commands, which a user's often lacks.
-pub(super) fn path(first: Option<PathBuf>) -> OsString {
+pub(super) fn path(first: impl IntoIterator<Item = PathBuf>) -> OsString {
     let inherited = tools::path();
     let mut folders: Vec<PathBuf> = first.into_iter().collect();
     folders.extend(env::split_paths(&inherited));
