@@ -75,7 +75,7 @@ fn what_dockerd_could_not_read_is_refused() {
     assert!(why("// x\n{}", &["9.9.9.9"]).contains("no JSON"));
     for dns in [r#""9.9.9.9""#, "[1]", "{}", "null"] {
         let file = format!("{{\"dns\":{dns}}}");
-        assert!(why(&file, &["9.9.9.9"]).contains("no list of addresses"), "{dns}");
+        assert!(why(&file, &["9.9.9.9"]).contains("no list of texts"), "{dns}");
     }
 }
 
