@@ -5,6 +5,7 @@ use std::{fs, net::Ipv4Addr};
 use nix::sys::signal::Signal;
 use ovnet_tests::cluster::{Cluster, Steps, until};
 use serde_json::json;
+use xtask::lab::docker_config;
 
 use super::{HOSTS, together};
 
@@ -123,6 +124,13 @@ fn a_network_in_use_stays(cluster: &Cluster, steps: &Steps) {
         said.contains("in use: host docker01 has endpoint t1").then_some(())
     });
     until("ov_net1 to be back", || cluster.docker_networks("docker02").pop());
+    // Unless it is to ask before it does.
+    let mut options = cluster.lab.options();
+    options.guard = true;
+    cluster.lab.set_docker_config("docker02", &docker_config(&options)).unwrap();
+    cluster.lab.restart_docker("docker02", Signal::SIGTERM).unwrap();
+    let said = cluster.docker_refused("docker02", "network rm ov_net1");
+    assert!(said.contains("in use: host docker01 has t1 ("), "{said}");
     cluster.container("docker02", "t2", "--network ov_net1");
     cluster.wait_ping("docker02/t2", t1);
     cluster.wait_nothing_leaks();

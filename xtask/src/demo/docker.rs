@@ -120,12 +120,10 @@ impl Tour<'_> {
         self.types("docker01", "docker exec t1 iperf3 -c t3 -t 3 -i 0")
     }
 
-    /// A network in use stays; one that is not goes from all hosts. Docker itself refuses only
-    /// where a container of its own host is in the way, and does not listen to a driver.
+    /// A network in use stays; one that is not goes from all hosts.
     fn removal(&self) -> Result<()> {
         println!("\nA network in use anywhere stays; else it goes from everywhere:\n");
-        self.session.types_in_vain("docker02", "docker network rm ov_net3")?;
-        self.session.types_in_vain("docker01", "ovnet network rm ov_net3")?;
+        self.session.types_in_vain("docker01", "docker network rm ov_net3")?;
         self.types("docker02", "docker rm -f t4")?;
         self.types("docker03", "docker rm -f t5")?;
         self.types("docker01", "docker network rm ov_net3")?;

@@ -77,6 +77,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bin_dir,
         stand_in: args.stand_in,
         docker: args.docker,
+        guard: args.docker,
         life: if args.keep { Life::Stays } else { Life::Bound },
         ..Options::default()
     };

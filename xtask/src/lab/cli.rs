@@ -196,6 +196,7 @@ fn bring_up(up: Up, prefix: String) -> Result<()> {
         durable_consul: false,
         docker: up.docker,
         live_restore: up.live_restore,
+        guard: up.docker && !up.no_agents,
         life: Life::Stays,
     })?;
     print!("{}", lab.picture()?);

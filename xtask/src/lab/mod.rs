@@ -35,7 +35,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 pub use self::cli::{Args, run};
-pub use self::docker::{DOCKER_CONFIG, GWBRIDGE};
+pub use self::docker::{DOCKER_CONFIG, GWBRIDGE, docker_config};
 pub use self::exec::Running;
 pub use self::host::Host;
 pub use self::options::{Life, Options};

@@ -33,6 +33,9 @@ pub struct Options {
     pub docker: bool,
     /// Whether containers go on while their Docker daemon is stopped, from the lab's start.
     pub live_restore: bool,
+    /// Whether Docker asks the agent for leave before it removes a network: without an agent it then
+    /// does nothing at all.
+    pub guard: bool,
     /// How long the lab lasts.
     pub life: Life,
 }
@@ -52,6 +55,7 @@ impl Default for Options {
             durable_consul: false,
             docker: false,
             live_restore: false,
+            guard: false,
             life: Life::Bound,
         }
     }

@@ -153,7 +153,7 @@ fn each_host_has_a_docker_of_its_own_that_leaves_nothing() {
     inside(&["iperf3", "--version"]).unwrap();
 
     // Its settings are a file, read at the start; it goes on where it was.
-    let mut config = super::docker::config(&lab.options());
+    let mut config = super::docker_config(&lab.options());
     config["live-restore"] = true.into();
     lab.set_docker_config("docker01", &config).unwrap();
     lab.restart_docker("docker01", nix::sys::signal::Signal::SIGTERM).unwrap();

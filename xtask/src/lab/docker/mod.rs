@@ -34,7 +34,7 @@ impl Lab {
     /// Starts the Docker daemon of every host and waits until all can run containers.
     pub(super) fn start_dockers(&self) -> Result<()> {
         let nodes = self.nodes();
-        let config = config(&self.options());
+        let config = docker_config(&self.options());
         for node in &nodes {
             self.set_docker_config(node, &config)?;
             self.spawn_docker(node)?;
@@ -158,8 +158,14 @@ impl Lab {
 }
 
 /// The settings that a lab's daemons start with.
-pub(super) fn config(options: &Options) -> Value {
-    json!({ "dns": [GWBRIDGE], "live-restore": options.live_restore })
+pub fn docker_config(options: &Options) -> Value {
+    let mut config = json!({ "dns": [GWBRIDGE], "live-restore": options.live_restore });
+    if options.guard
+        && let Some(fields) = config.as_object_mut()
+    {
+        fields.insert("authorization-plugins".to_owned(), json!(["ovnet"]));
+    }
+    config
 }
 
 /// Loads the kernel module that Docker would load. Before there are hosts, because it changes
