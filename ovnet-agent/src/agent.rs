@@ -1,6 +1,7 @@
 //! The agent from start to stop: what `ovnet-agent` does once its arguments are read.
 
 use std::{
+    collections::BTreeSet,
     os::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr, UnixListener},
@@ -33,6 +34,10 @@ use crate::{
 
 /// Between attempts to release what an agent killed in the middle of an attach left in Consul.
 const ORPHANS_RETRY: Duration = Duration::from_secs(1);
+/// Between looks for records that stand for nothing.
+const SWEEP: Duration = Duration::from_secs(20);
+/// How long what serves Docker may take to end.
+const DOCKER_GRACE: Duration = Duration::from_secs(3);
 
 /// Does what the arguments say, with the plugin's socket that systemd passed; `false` is a check that failed and said so itself.
 pub async fn main(arguments: Arguments, passed: Option<UnixListener>) -> Result<bool> {
@@ -69,7 +74,13 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     let socket = api::socket::Socket::bind(&config.folders.socket)?;
     let _only = only_agent()?;
     let plugin = match &config.docker {
-        DockerChoice::Off => None,
+        DockerChoice::Off => {
+            if let Some(socket) = passed {
+                let line = "the ovnet agent of this host runs with --docker off".to_owned();
+                tokio::spawn(docker::plugin::refuse(socket, line));
+            }
+            None
+        }
         // Before anything that takes time: Docker's calls wait in it from here on.
         _ => Some(PluginSocket::open(passed)?),
     };
@@ -98,8 +109,10 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
         endpoints = reconciler.local().len(), "forwarding"
     );
 
+    // Whoever asks for things ends first, and then the loop that carries them out.
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let mut worker = tokio::spawn(worker.run(watcher, lease, stopping.clone()));
+    let (stop_loop, loop_stopping) = tokio::sync::watch::channel(false);
+    let mut worker = tokio::spawn(worker.run(watcher, lease, loop_stopping));
     let records = ConsulRecords { consul, pool };
     let (gwbridge_sender, gwbridge) = tokio::sync::watch::channel(None);
     dns::spawn(config.dns, gwbridge, reconciler.clone(), net.clone(), stopping.clone());
@@ -145,12 +158,13 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     activation::stopping();
     stop.send_replace(true);
     orphans.abort();
-    while let Some(ended) = docker.join_next().await {
-        if let Err(error) = ended.context("Docker's task").flatten() {
-            tracing::warn!("{error:#}");
-        }
+    let docker_ends = async { while docker.join_next().await.is_some() {} };
+    if tokio::time::timeout(DOCKER_GRACE, docker_ends).await.is_err() {
+        // What waits for Docker now waits for a Docker that waits for us.
+        docker.abort_all();
     }
     let api = api.await.context("the API's task").flatten();
+    stop_loop.send_replace(true);
     let lease = worker.await.context("the loop's task")?;
     if let Err(error) = lease.withdraw().await {
         tracing::warn!("{error:#}");
@@ -158,19 +172,29 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     api
 }
 
-/// Tries until Consul answers once, but not before this host is announced: another machine of the
-/// same name would otherwise have its records taken for ours.
+/// Releases what earlier lives of the agent left, as soon as Consul answers, and from then on what
+/// this one leaves. Not while this host is not announced: another machine of the same name would
+/// otherwise have its records taken for ours.
 async fn release_orphans(service: Service<ConsulRecords, HostWiring>, announced: Announced) {
     loop {
         if announced.now() {
             match service.release_orphans().await {
-                Ok(_) => return,
+                Ok(_) => break,
                 Err(error) => {
                     tracing::debug!(error = format!("{error:#}"), "orphans are looked for again");
                 }
             }
         }
         tokio::time::sleep(ORPHANS_RETRY).await;
+    }
+    let mut found = BTreeSet::new();
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        if announced.now() {
+            if let Err(error) = service.sweep(&mut found).await {
+                tracing::debug!(error = format!("{error:#}"), "orphans are looked for again");
+            }
+        }
     }
 }
 

@@ -111,10 +111,11 @@ pub async fn run(
     }
     remove_state(state_dir, &mut done)?;
     remove_file(socket, "socket", &mut done)?;
-    // One that answers is systemd's, which keeps it for the next agent.
-    if !socket::answers(plugin) {
+    // One without a lock beside it is systemd's, and to connect to it would start an agent.
+    let plugin_lock = socket::lock_path(plugin);
+    if plugin_lock.exists() {
         remove_file(plugin, "socket", &mut done)?;
-        remove_file(&socket::lock_path(plugin), "lock", &mut done)?;
+        remove_file(&plugin_lock, "lock", &mut done)?;
     }
     if lock.is_some() {
         // Last: an agent that starts from here on finds all of it gone.
@@ -183,7 +184,8 @@ fn remove_tree<W: Write>(folder: &Path, done: &mut Progress<'_, W>) -> Result<()
 fn remove_state<W: Write>(state_dir: &Path, done: &mut Progress<'_, W>) -> Result<()> {
     for folder in ["endpoints", "docker"].map(|name| state_dir.join(name)) {
         for file in list(&folder, done) {
-            if file.extension().is_some_and(|extension| extension == "json" || extension == "new") {
+            let ours = file.extension().is_some_and(|it| it == "json" || it == "new");
+            if ours || file == state_dir.join("docker/consul") {
                 remove_file(&file, "state", done)?;
             }
         }

@@ -81,9 +81,14 @@ impl<T> Folder<T> {
         self.kept.iter().map(String::as_str)
     }
 
-    /// How many records there are now that cannot be read.
-    pub(super) fn unreadable(&self) -> usize {
-        self.unreadable.len()
+    /// The ends of the keys of records that cannot be read now.
+    pub(super) fn unreadable(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.unreadable.keys().map(String::as_str)
+    }
+
+    /// What tells the folder from the same folder of another Consul, or of this one wiped.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.sentinel.as_ref()
     }
 
     /// Takes in an answer; `None` is Consul's for a folder without keys.
@@ -273,9 +278,9 @@ mod tests {
         let mut folder = with_a_and_b();
         let records = [("a", "garbage"), ("b", "1"), ("c", "garbage")];
         folder.take_in(answer(10, SENTINEL, &records), parse);
-        assert_eq!((folder.unreadable(), names(&folder)), (2, vec!["a", "b"]));
+        assert_eq!((folder.unreadable().len(), names(&folder)), (2, vec!["a", "b"]));
         folder.take_in(answer(11, SENTINEL, &[("b", "1")]), parse);
-        assert_eq!((folder.unreadable(), names(&folder)), (0, vec!["b"]));
+        assert_eq!((folder.unreadable().len(), names(&folder)), (0, vec!["b"]));
     }
 
     #[test]

@@ -14,6 +14,12 @@ pub(super) struct Identity {
     word: String,
 }
 
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.created, self.word)
+    }
+}
+
 impl Identity {
     /// The identity of a sentinel as read.
     pub(super) fn of(entry: &Entry) -> Self {

@@ -48,6 +48,11 @@ pub struct Snapshot {
     pub lost: BTreeSet<String>,
     /// Records there are now that cannot be read. Each was logged once.
     pub unreadable: usize,
+    /// Names of networks among them: they are there all the same.
+    pub unreadable_networks: BTreeSet<String>,
+    /// Tells this Consul's networks from those of another, or of this one before it was wiped;
+    /// `None` until they were read. Text to be compared, across restarts of the agent, too.
+    pub identity: Option<String>,
     /// `connected`, or one line that says what is wrong.
     pub consul_state: String,
 }
@@ -375,15 +380,17 @@ impl Watch {
             snapshot.lost.extend(kept.into_iter().map(|name| format!("{folder}{name}")));
             match (subject, records) {
                 (_, Records::Hosts(folder)) => {
-                    snapshot.unreadable += folder.unreadable();
+                    snapshot.unreadable += folder.unreadable().len();
                     snapshot.hosts = folder.was_read().then(|| by_name(folder));
                 }
                 (_, Records::Networks(folder)) => {
-                    snapshot.unreadable += folder.unreadable();
+                    snapshot.unreadable += folder.unreadable().len();
+                    snapshot.unreadable_networks = folder.unreadable().map(str::to_owned).collect();
+                    snapshot.identity = folder.identity().map(ToString::to_string);
                     snapshot.networks = folder.was_read().then(|| by_name(folder));
                 }
                 (Subject::Endpoints(id), Records::Endpoints(folder)) => {
-                    snapshot.unreadable += folder.unreadable();
+                    snapshot.unreadable += folder.unreadable().len();
                     if folder.was_read() {
                         let records = folder.records();
                         let records = records.map(|(_, record)| (record.address, record.clone()));

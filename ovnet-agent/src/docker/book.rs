@@ -53,6 +53,7 @@ pub(super) struct Created {
     pub(super) bound: Bound,
     /// The id its address was claimed under.
     pub(super) claimed_as: String,
+    pub(super) since: Instant,
 }
 
 /// The book.
@@ -72,8 +73,6 @@ pub(super) struct Pages {
     pub(super) reserved: BTreeMap<(String, Ipv4Addr), Reservation>,
     /// By the endpoint's id.
     pub(super) created: BTreeMap<String, Created>,
-    /// Addresses that a Docker that starts again will ask for once more, by network id.
-    pub(super) replay: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     /// Docker networks whose removal the agent asked for.
     pub(super) removing: BTreeSet<String>,
     /// Networks, by their own id, that the agent is having Docker make.
@@ -114,11 +113,27 @@ impl Book {
             let mut file = fs::File::create(&temporary)?;
             file.write_all(&serde_json::to_vec_pretty(&bound)?)?;
             file.sync_all()?;
-            Ok(fs::rename(&temporary, &path)?)
+            fs::rename(&temporary, &path)?;
+            Ok(fs::File::open(&self.folder)?.sync_all()?)
         };
         write().with_context(|| format!("write the network's state to {}", path.display()))?;
         self.pages().bound.insert(bound.docker.clone(), bound);
         Ok(())
+    }
+
+    /// The Consul that what is bound was last seen in, whole; see
+    /// [`crate::consul::Snapshot::identity`].
+    pub fn consul(&self) -> Option<String> {
+        fs::read_to_string(self.folder.join("consul")).ok()
+    }
+
+    /// Remembers that everything bound is in this Consul.
+    pub fn set_consul(&self, identity: &str) -> Result<()> {
+        let path = self.folder.join("consul");
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, identity)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .with_context(|| format!("write {}", path.display()))
     }
 
     /// Forgets a Docker network.
@@ -181,6 +196,9 @@ mod tests {
         let book = Book::open(folder.path()).unwrap();
         assert_eq!(book.bound("aa"), Some(bound("aa")));
         assert_eq!(book.all().len(), 1);
+        assert_eq!(book.consul(), None);
+        book.set_consul("7 word").unwrap();
+        assert_eq!(book.consul().as_deref(), Some("7 word"));
         assert_eq!(book.of_network(&bound("aa").network.id), Some(bound("aa")));
     }
 }

@@ -51,8 +51,12 @@ impl OwnRecords {
         whole: bool,
     ) {
         self.added.retain(|_, since| since.elapsed() < SETTLE);
+        if snapshot.consul_state != "connected" {
+            return;
+        }
+        self.restore_lost(snapshot, local);
         // Looked at only by the timer: a record just written need not be in the snapshot yet.
-        if !whole || snapshot.consul_state != "connected" {
+        if !whole {
             return;
         }
         let gone: Vec<Gone> = lock(&self.gone).values().cloned().collect();
@@ -70,15 +74,23 @@ impl OwnRecords {
             if self.added.contains_key(&record.id) {
                 continue;
             }
-            // A snapshot keeps what Consul lost, so presence in it alone proves nothing.
-            if snapshot.has_lost_network(&network.name)
-                || snapshot.networks.as_ref().is_some_and(|read| !read.contains_key(&network.name))
-            {
+            if snapshot.networks.as_ref().is_some_and(|read| !read.contains_key(&network.name)) {
                 self.restore(network);
             }
-            if snapshot.has_lost_endpoint(&network.id, record.address)
-                || found.is_some_and(|found| found != Some(record))
-            {
+            if found.is_some_and(|found| found != Some(record)) {
+                self.publish(network, record);
+            }
+        }
+    }
+
+    /// Puts back at once what Consul lost with its data: until then others may be given an address
+    /// that is in use here. A snapshot keeps what was lost, so presence in it proves nothing.
+    fn restore_lost(&self, snapshot: &Snapshot, local: &[(LocalEndpoint, u32)]) {
+        for (LocalEndpoint { record, network, .. }, _) in local {
+            if snapshot.has_lost_network(&network.name) {
+                self.restore(network);
+            }
+            if snapshot.has_lost_endpoint(&network.id, record.address) {
                 self.publish(network, record);
             }
         }

@@ -62,7 +62,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
         }
 
         let (id, host_ifname) = new_id(&local);
-        self.attaching().insert(id.clone());
+        self.begin(&network, &id);
         let mut progress = Progress::default();
         let made =
             self.attach_steps(&wanted, &network, netns, &id, host_ifname, &mut progress).await;
@@ -70,7 +70,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
             Ok(endpoint) => Ok(self.view_local(&endpoint)),
             Err(cause) => Err(self.undo(&network, &id, progress, cause).await),
         };
-        self.attaching().remove(&id);
+        self.end(&id);
         result
     }
 

@@ -17,7 +17,7 @@ mod validate;
 mod views;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -188,6 +188,8 @@ struct Shared<R, W> {
     sandboxes: sandbox::Locks,
     /// Endpoints between their claim and their place among the local ones: theirs are no orphans.
     attaching: Mutex<BTreeSet<String>>,
+    /// Networks, by id, in which something was begun since they were last found without orphans.
+    touched: Mutex<BTreeMap<String, NetworkRecord>>,
 }
 
 impl<R, W> Clone for Service<R, W> {
@@ -207,6 +209,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
                 vxlan_port,
                 sandboxes: sandbox::Locks::default(),
                 attaching: Mutex::default(),
+                touched: Mutex::default(),
             }),
         }
     }
@@ -231,8 +234,23 @@ impl<R: Records, W: Wiring> Service<R, W> {
         &self.shared.records
     }
 
-    /// Ids of endpoints under way, which nobody takes for orphans.
-    pub(crate) fn attaching(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    /// Says that an address is about to be claimed, or released, under this id: until
+    /// [`Self::end`] nobody takes its record for an orphan, and afterwards the sweep has a look.
+    pub(crate) fn begin(&self, network: &NetworkRecord, id: &str) {
+        self.touched().insert(network.id.clone(), network.clone());
+        self.attaching().insert(id.to_owned());
+    }
+
+    /// Says that what was begun is over, whatever came of it.
+    pub(crate) fn end(&self, id: &str) {
+        self.attaching().remove(id);
+    }
+
+    fn touched(&self) -> MutexGuard<'_, BTreeMap<String, NetworkRecord>> {
+        self.shared.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attaching(&self) -> MutexGuard<'_, BTreeSet<String>> {
         // The set is never left half changed, so a panic elsewhere does not make it wrong.
         self.shared.attaching.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
 //! Giving addresses back: at once, later where Consul is out of reach, and those nobody has.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Result;
 
@@ -47,7 +47,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
     }
 
     /// Finds and releases the record of an endpoint whose claim ended without a clear answer.
-    pub(crate) fn forget_later(&self, network: NetworkRecord, id: String) {
+    pub(super) fn forget_later(&self, network: NetworkRecord, id: String) {
         let service = self.clone();
         tokio::spawn(async move {
             let mut wait = FIRST_WAIT;
@@ -75,7 +75,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
         let mut released = 0;
         for network in self.records().networks().await? {
             for record in self.records().endpoints(&network.id).await? {
-                if record.host != self.shared.node || !self.is_orphan(&record.id) {
+                if !self.is_orphan(&record) {
                     continue;
                 }
                 self.release(&network, &record).await?;
@@ -89,10 +89,52 @@ impl<R: Records, W: Wiring> Service<R, W> {
         Ok(released)
     }
 
-    fn is_orphan(&self, id: &str) -> bool {
+    /// Releases this host's records that stood for no endpoint of it in the last look, either, in
+    /// networks where something was begun since. `before` is what the last look found; the answer of
+    /// a claim may be lost, and a record be written after all.
+    pub async fn sweep(&self, before: &mut BTreeSet<String>) -> Result<()> {
+        let mut found = BTreeSet::new();
+        let touched = std::mem::take(&mut *self.touched());
+        for network in touched.into_values() {
+            match self.sweep_network(&network, before).await {
+                Ok(orphans) if orphans.is_empty() => continue,
+                Ok(orphans) => found.extend(orphans),
+                Err(error) => tracing::debug!("{}", super::one_line(&error)),
+            }
+            self.touched().entry(network.id.clone()).or_insert(network);
+        }
+        *before = found;
+        Ok(())
+    }
+
+    async fn sweep_network(
+        &self,
+        network: &NetworkRecord,
+        before: &BTreeSet<String>,
+    ) -> Result<Vec<String>> {
+        let mut orphans = Vec::new();
+        for record in self.records().endpoints(&network.id).await? {
+            if !self.is_orphan(&record) {
+                continue;
+            }
+            if before.contains(&record.id) {
+                self.release(network, &record).await?;
+                tracing::info!(
+                    address = %record.address, network = network.name, id = record.id,
+                    "released an address that no endpoint of this host has"
+                );
+            }
+            orphans.push(record.id);
+        }
+        Ok(orphans)
+    }
+
+    /// Whether a record of this host stands for no endpoint of it, nor for one under way.
+    pub(crate) fn is_orphan(&self, record: &EndpointRecord) -> bool {
         // In this order: an attach is under way until after it is among the local ones.
-        let attaching = self.attaching().contains(id);
-        !attaching && self.wiring().local().iter().all(|endpoint| endpoint.record.id != id)
+        let attaching = self.attaching().contains(&record.id);
+        let local = || self.wiring().local().iter().any(|it| it.record.id == record.id);
+        record.host == self.shared.node && !attaching && !local()
     }
 }
 
@@ -122,6 +164,16 @@ mod tests {
         }
         service.attaching().insert("d".into());
         assert_eq!(service.release_orphans().await.unwrap(), 1);
+        assert_eq!(fake.records(), [kept.clone(), other.clone(), under_way.clone()]);
+
+        // Afterwards only where something was begun, and only what two looks found.
+        fake.put("ov_net1", orphan("e", 54, fake::NODE));
+        let mut seen = BTreeSet::new();
+        service.sweep(&mut seen).await.unwrap();
+        assert_eq!((seen.len(), fake.records().len()), (1, 4));
+        service.sweep(&mut seen).await.unwrap();
         assert_eq!(fake.records(), [kept, other, under_way]);
+        service.sweep(&mut seen).await.unwrap();
+        assert!(service.touched().is_empty());
     }
 }

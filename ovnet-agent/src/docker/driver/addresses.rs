@@ -33,7 +33,7 @@ impl<R: Records, W: Wiring> Driver<R, W> {
         } else if let Some(address) = address.filter(|it| self.is_the_networks(&network, *it)) {
             // Every host's Docker asks for these and gives them back; they belong to the network.
             address
-        } else if let Some(address) = address.filter(|it| self.was_ours(&network, *it)) {
+        } else if let Some(address) = address.filter(|it| self.is_ours(&network, *it)) {
             address
         } else {
             self.reserve(&wanted, address).await?
@@ -68,10 +68,10 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             || network.aux.values().any(|aux| *aux == address)
     }
 
-    /// Whether a Docker that starts again asks for an address that its container has.
-    fn was_ours(&self, network: &NetworkRecord, address: Ipv4Addr) -> bool {
-        let mut pages = self.book().pages();
-        pages.replay.get_mut(&network.id).is_some_and(|replay| replay.remove(&address))
+    /// Whether a container of this host has the address: a Docker that starts again asks for it
+    /// once more, without saying so. Anybody else is refused the endpoint.
+    fn is_ours(&self, network: &NetworkRecord, address: Ipv4Addr) -> bool {
+        self.local_at(network, address).is_some_and(|it| it.docker.is_some())
     }
 
     /// Claims an address for an endpoint to come.
@@ -81,9 +81,16 @@ impl<R: Records, W: Wiring> Driver<R, W> {
         let name = wanted.options.get(NAME_OPTION).cloned();
         let names = name.filter(|it| check_name("name", it).is_ok()).into_iter().collect();
         let claim = AddressClaim { id: id.clone(), names, address };
-        self.shared.service.attaching().insert(id.clone());
+        // Where this fails the claim may have been carried out all the same: the sweep finds it.
+        self.shared.service.begin(&network, &id);
         let what = format!("allocate an address of network {}", network.name);
-        match self.in_time(&what, self.records().claim_address(&network, &claim)).await {
+        let claiming = async {
+            if let Some(address) = address {
+                self.release_left(&network, address).await?;
+            }
+            self.records().claim_address(&network, &claim).await
+        };
+        match self.in_time(&what, claiming).await {
             Ok(record) => {
                 let found = record.address;
                 let key = (network.id.clone(), found);
@@ -92,13 +99,21 @@ impl<R: Records, W: Wiring> Driver<R, W> {
                 Ok(found)
             }
             Err(error) => {
-                self.shared.service.attaching().remove(&id);
-                if crate::service::kind_of(&error).is_none() {
-                    // The claim may have been carried out all the same.
-                    self.shared.service.forget_later(network, id);
-                }
+                self.shared.service.end(&id);
                 Err(error)
             }
+        }
+    }
+
+    /// Releases an address that is wanted again and that only a record of this host still has,
+    /// because Consul was away when its container ended.
+    async fn release_left(&self, network: &NetworkRecord, address: Ipv4Addr) -> Result<()> {
+        let records = self.records().endpoints(&network.id).await?;
+        match records.into_iter().find(|it| it.address == address) {
+            Some(record) if self.shared.service.is_orphan(&record) => {
+                self.records().release_endpoint(&network.id, &record).await
+            }
+            _ => Ok(()),
         }
     }
 
@@ -128,21 +143,16 @@ impl<R: Records, W: Wiring> Driver<R, W> {
         if self.in_time("release an address", now).await.is_err() {
             service.release_later(network, record);
         }
-        service.attaching().remove(&id);
+        service.end(&id);
     }
 
     /// Releases addresses that Docker asked for and did not use, or did not give back.
     pub(super) async fn forget_stale_reservations(&self) {
         let stale: Vec<Reservation> = {
             let mut pages = self.book().pages();
-            let created: Vec<String> =
-                pages.created.values().map(|created| created.claimed_as.clone()).collect();
-            let is_stale = |it: &Reservation| {
-                it.since.elapsed() > RESERVATION_LIFE && !created.contains(&it.record.id)
-            };
-            let stale = pages.reserved.values().filter(|it| is_stale(it)).cloned().collect();
-            pages.reserved.retain(|_, it| !is_stale(it));
-            stale
+            let stale =
+                pages.reserved.extract_if(.., |_, it| it.since.elapsed() > RESERVATION_LIFE);
+            stale.map(|(_, reservation)| reservation).collect()
         };
         for reservation in stale {
             tracing::info!(

@@ -24,7 +24,7 @@ impl<R: Records, W: Wiring> Driver<R, W> {
     /// where Docker left it to us.
     pub async fn create_endpoint(&self, wanted: CreateEndpoint) -> Result<Option<String>> {
         let CreateEndpoint { network, endpoint: id, interface } = wanted;
-        let bound = self.book().bound(&network).with_context(|| unknown_network(&network))?;
+        let bound = self.book().bound(&network).ok_or_else(|| unknown_network(&network))?;
         let network = &bound.network;
         if !interface.address_ipv6.is_empty() {
             return Err(Refusal::invalid("ovnet networks are IPv4 only: leave out --ip6"));
@@ -53,7 +53,10 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             ..reservation.record.clone()
         };
         let claimed_as = reservation.record.id;
-        self.book().pages().created.insert(id, Created { record, bound, claimed_as });
+        self.book()
+            .pages()
+            .created
+            .insert(id, Created { record, bound, claimed_as, since: Instant::now() });
         Ok(interface.mac_address.is_empty().then(|| format_mac(mac)))
     }
 
@@ -88,12 +91,12 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             })?;
         let reservation = Reservation { network: network.clone(), record, since: Instant::now() };
         let key = (network.id.clone(), address);
-        self.shared.service.attaching().insert(reservation.record.id.clone());
+        self.shared.service.begin(network, &reservation.record.id);
         self.book().pages().reserved.insert(key, reservation.clone());
         Ok(reservation)
     }
 
-    fn local_at(
+    pub(super) fn local_at(
         &self,
         network: &NetworkRecord,
         address: std::net::Ipv4Addr,
@@ -114,20 +117,19 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             },
         };
         let created = self.book().pages().created.get(&id).cloned();
-        let Some(Created { record, bound, claimed_as }) = created else {
+        let Some(Created { record, bound, claimed_as, .. }) = created else {
             if self.wiring().local().iter().any(|it| it.record.id == id) {
                 return Ok(joined);
             }
-            self.book().bound(&wanted.network).with_context(|| unknown_network(&wanted.network))?;
+            self.book().bound(&wanted.network).ok_or_else(|| unknown_network(&wanted.network))?;
             bail!("the agent was started anew while the container was: try again");
         };
         let network = bound.network;
         let mtu = endpoint_mtu(&network, self.wiring().uplink_mtu());
         let mac = parse_mac(&record.mac)?;
-        let (pair, inner_ifname) = (host_ifname.clone(), inner_ifname);
-        let veth = LooseVeth { host_ifname: pair, inner_ifname, mac, mtu };
+        let veth = LooseVeth { host_ifname: host_ifname.clone(), inner_ifname, mac, mtu };
         self.wiring().create_loose_veth(&veth).await?;
-        self.shared.service.attaching().insert(id.clone());
+        self.shared.service.begin(&network, &id);
         let endpoint = LocalEndpoint {
             record,
             network,
@@ -138,15 +140,18 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             docker: Some(DockerEndpoint { network: bound.docker, container: None }),
         };
         let result = self.wire(&endpoint, &claimed_as).await;
-        self.shared.service.attaching().remove(&id);
+        self.shared.service.end(&id);
         match result {
             Ok(()) => {
                 let mut pages = self.book().pages();
                 pages.created.remove(&id);
                 // The record is the endpoint's from here on.
-                pages.reserved.remove(&(endpoint.network.id, endpoint.record.address));
+                let key = (endpoint.network.id, endpoint.record.address);
+                if pages.reserved.get(&key).is_some_and(|it| it.record.id == claimed_as) {
+                    pages.reserved.remove(&key);
+                }
                 drop(pages);
-                self.shared.service.attaching().remove(&claimed_as);
+                self.shared.service.end(&claimed_as);
                 Ok(joined)
             }
             Err(error) => {
@@ -180,7 +185,7 @@ impl<R: Records, W: Wiring> Driver<R, W> {
         let Some(endpoint) = local.into_iter().find(|it| it.record.id == id) else { return Ok(()) };
         let LocalEndpoint { network, record, .. } = endpoint;
         let key = (network.id.clone(), record.address);
-        self.shared.service.attaching().insert(record.id.clone());
+        self.shared.service.begin(&network, &record.id);
         let reservation = Reservation { network, record, since: Instant::now() };
         self.book().pages().reserved.insert(key, reservation);
         self.wiring().remove_local(id).await

@@ -25,6 +25,9 @@ use crate::service::{Records, Refusal, Service, Wiring};
 /// How long one call may wait for Consul: `docker run` is to fail within five seconds where Consul
 /// is gone, and a call before this one has used some of them.
 const CONSUL_DEADLINE: Duration = Duration::from_secs(4);
+/// The same where Consul is known not to answer: a Docker that starts asks for every address its
+/// containers had, one after the other.
+const AWAY_DEADLINE: Duration = Duration::from_secs(1);
 /// How long an address may be without an endpoint before nobody wants it any more: Docker makes the
 /// endpoint in the same breath.
 const RESERVATION_LIFE: Duration = Duration::from_secs(60);
@@ -47,6 +50,8 @@ struct Shared<R, W> {
     created: Arc<Notify>,
     /// A network got its name.
     named: Notify,
+    /// Held while a network gets its name or goes: the one must not overtake the other.
+    naming: tokio::sync::Mutex<()>,
 }
 
 impl<R, W> Clone for Driver<R, W> {
@@ -59,7 +64,9 @@ impl<R: Records, W: Wiring> Driver<R, W> {
     /// A driver for this host's Docker.
     pub fn new(service: Service<R, W>, book: Book) -> Self {
         let (created, named) = (Arc::default(), Notify::new());
-        Self { shared: Arc::new(Shared { service, book, created, named }) }
+        Self {
+            shared: Arc::new(Shared { service, book, created, named, naming: Default::default() }),
+        }
     }
 
     /// What is remembered of Docker's networks.
@@ -77,7 +84,12 @@ impl<R: Records, W: Wiring> Driver<R, W> {
 
     /// Bounds a call to Consul, and says in one line what it means when Consul does not answer.
     async fn in_time<T>(&self, what: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
-        match tokio::time::timeout(CONSUL_DEADLINE, call).await {
+        // A Consul known to be away is asked once more, but not waited for.
+        let deadline = match self.wiring().status().consul_state.as_str() {
+            "connected" => CONSUL_DEADLINE,
+            _ => AWAY_DEADLINE,
+        };
+        match tokio::time::timeout(deadline, call).await {
             Ok(result) => result,
             Err(_) => {
                 let status = self.wiring().status();
@@ -97,6 +109,7 @@ impl<R: Records, W: Wiring> Driver<R, W> {
 
     /// Once in a while: what Docker asked for and then forgot is given back.
     pub async fn tidy(&self) {
+        self.book().pages().created.retain(|_, it| it.since.elapsed() < RESERVATION_LIFE);
         self.forget_stale_claims().await;
         self.forget_stale_reservations().await;
     }

@@ -17,7 +17,7 @@ use crate::{
         book::{Bound, Making},
         plugin::types::{CreateNetwork, Pool, RequestPool},
     },
-    service::{Kind, Records, Refusal, Wiring, kind_of},
+    service::{Records, Refusal, Wiring},
 };
 
 /// Docker's option for a network's MTU.
@@ -41,12 +41,12 @@ impl<R: Records, W: Wiring> Driver<R, W> {
                     network.name, network.subnet
                 )));
             }
-            return Ok(self.replayable(&network));
+            return Ok(pool_of(&network));
         }
         if let Some(network) = self.made_here_with(subnet) {
             // Docker starts again and asks for what it has; or a user wants the subnet for another
             // network, which CreateNetwork refuses.
-            return Ok(self.replayable(&network));
+            return Ok(pool_of(&network));
         }
         let claim = self.in_time("claim a subnet", self.claim(subnet, ip_range)).await?;
         let (id, subnet) = (claim.id.clone(), claim.subnet.to_string());
@@ -74,18 +74,6 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             let making = pages.making.values().find(|making| making.claim.subnet == subnet)?;
             unnamed(&making.claim, making.gateway).ok()
         })
-    }
-
-    /// The pool of a network there is. A Docker that starts again asks for the addresses of its
-    /// containers once more, without saying that it is not the first time.
-    fn replayable(&self, network: &NetworkRecord) -> Pool {
-        let local = self.wiring().local();
-        let addresses =
-            local.iter().filter(|it| it.docker.is_some() && it.network.id == network.id);
-        let addresses = addresses.map(|it| it.record.address).collect();
-        self.book().pages().replay.insert(network.id.clone(), addresses);
-        let (id, subnet) = (network.id.clone(), network.subnet.to_string());
-        Pool { id, subnet, data: BTreeMap::new() }
     }
 
     /// The network behind a pool, without a name where it is being made.
@@ -207,7 +195,8 @@ impl<R: Records, W: Wiring> Driver<R, W> {
         name: &str,
         labels: BTreeMap<String, String>,
     ) -> Result<Publish> {
-        let bound = self.book().bound(docker).with_context(|| super::unknown_network(docker))?;
+        let _alone = self.shared.naming.lock().await;
+        let bound = self.book().bound(docker).ok_or_else(|| super::unknown_network(docker))?;
         let network = NetworkRecord { name: name.to_owned(), labels, ..bound.network };
         let published = self.records().publish_network(&network).await?;
         if let Publish::Done(network) = &published {
@@ -242,39 +231,48 @@ impl<R: Records, W: Wiring> Driver<R, W> {
     /// `DeleteNetwork`: the user's order, so the network goes everywhere, or stays and the error
     /// says who uses it.
     pub async fn delete_network(&self, docker: &str) -> Result<()> {
+        let _alone = self.shared.naming.lock().await;
         let Some(Bound { network, .. }) = self.book().bound(docker) else { return Ok(()) };
         let ours = {
             let mut pages = self.book().pages();
             // Docker also deletes what it gave up making, and this host's part of a network of
             // other hosts is no reason to remove theirs.
-            pages.removing.remove(docker) || pages.creating.contains(&network.id)
+            let twice = pages.bound.values().filter(|it| it.network.id == network.id).count() > 1;
+            pages.removing.remove(docker) || pages.creating.contains(&network.id) || twice
         };
         if network.name.is_empty() {
             self.give_up_claim(network.id);
         } else if !ours {
-            let what = format!("remove network {}", network.name);
-            let known = self.in_time(&what, self.records().networks()).await?;
-            if known.iter().any(|it| it.id == network.id) {
-                let removed = self.in_time(&what, self.records().remove_network(&network.id)).await;
-                // Another host may have been faster, which is what was wanted.
-                removed.map(drop).or_else(|error| match kind_of(&error) {
-                    Some(Kind::NotFound) => Ok(()),
-                    _ => Err(error),
-                })?;
-            }
+            self.remove_everywhere(&network).await?;
         }
         self.book().unbind(docker)
     }
 
-    /// Gives the claim of a network up that was never published, now or when Consul is back.
+    /// Removes a network from Consul; one that is gone is what was wanted.
+    async fn remove_everywhere(&self, network: &NetworkRecord) -> Result<()> {
+        let what = format!("remove network {}", network.name);
+        let is_there = async || {
+            let known = self.in_time(&what, self.records().networks()).await?;
+            anyhow::Ok(known.iter().any(|it| it.id == network.id))
+        };
+        if !is_there().await? {
+            return Ok(());
+        }
+        match self.in_time(&what, self.records().remove_network(&network.id)).await {
+            // Another host was faster.
+            Err(_) if !is_there().await.unwrap_or(true) => Ok(()),
+            removed => removed.map(drop),
+        }
+    }
+
+    /// Gives the claim of a network up that was never published. Where Consul does not answer it is
+    /// found again among this host's claims.
     pub(super) fn give_up_claim(&self, id: String) {
         let driver = self.clone();
         tokio::spawn(async move {
-            let mut wait = std::time::Duration::from_millis(100);
-            while let Err(error) = driver.records().release_pending(&id).await {
+            let released = driver.records().release_pending(&id);
+            if let Err(error) = driver.in_time("give a claim up", released).await {
                 tracing::debug!(error = format!("{error:#}"), "a claim is given up later");
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RESERVATION_LIFE);
             }
         });
     }
@@ -284,11 +282,8 @@ impl<R: Records, W: Wiring> Driver<R, W> {
     pub(super) async fn forget_stale_claims(&self) {
         let stale: Vec<String> = {
             let mut pages = self.book().pages();
-            let is_stale = |making: &Making| making.since.elapsed() > RESERVATION_LIFE;
-            let stale = pages.making.iter().filter(|(_, it)| is_stale(it));
-            let stale = stale.map(|(id, _)| id.clone()).collect::<Vec<_>>();
-            pages.making.retain(|_, making| !is_stale(making));
-            stale
+            let stale = pages.making.extract_if(.., |_, it| it.since.elapsed() > RESERVATION_LIFE);
+            stale.map(|(id, _)| id).collect()
         };
         stale.into_iter().for_each(|id| self.give_up_claim(id));
         let Ok(claims) = self.in_time("list claims", self.records().pending()).await else {
@@ -305,6 +300,12 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             }
         }
     }
+}
+
+/// The pool of a network there is.
+fn pool_of(network: &NetworkRecord) -> Pool {
+    let (id, subnet) = (network.id.clone(), network.subnet.to_string());
+    Pool { id, subnet, data: BTreeMap::new() }
 }
 
 /// The options of `-o`.

@@ -54,9 +54,37 @@ impl HostSide {
     }
 }
 
+impl HostSide {
+    /// Adds what this Consul has not because it is not the one it was: another, or wiped while no
+    /// agent looked. The same Consul without a record is a deletion.
+    fn tell_lost(&self, identity: &str, networks: &mut Networks) {
+        let book = self.driver.book();
+        if book.consul().as_deref() == Some(identity) {
+            return;
+        }
+        let bound = book.all().into_values().filter(|network| !network.name.is_empty());
+        let missing = bound.filter(|network| {
+            networks.by_id(&network.id).is_none() && networks.by_name(&network.name).is_none()
+        });
+        let missing: BTreeSet<String> = missing.map(|network| network.name).collect();
+        if missing.is_empty() {
+            if let Err(error) = book.set_consul(identity) {
+                tracing::warn!("{error:#}");
+            }
+        } else {
+            networks.lost.extend(missing);
+        }
+    }
+}
+
 impl Side for HostSide {
     fn networks(&self) -> Networks {
-        networks_of(&self.driver.wiring().reconciler.snapshot())
+        let snapshot = self.driver.wiring().reconciler.snapshot();
+        let mut networks = networks_of(&snapshot);
+        if let Some(identity) = &snapshot.identity {
+            self.tell_lost(identity, &mut networks);
+        }
+        networks
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
@@ -89,6 +117,7 @@ impl Side for HostSide {
     }
 
     async fn unbind(&self, docker_id: &str) -> Result<()> {
+        let _alone = self.driver.shared.naming.lock().await;
         let unpublished = self.driver.book().bound(docker_id).map(|bound| bound.network);
         self.driver.book().unbind(docker_id)?;
         if let Some(network) = unpublished.filter(|network| network.name.is_empty()) {
@@ -143,10 +172,14 @@ impl Side for HostSide {
         // Gone in the meantime, and its names with it.
         let Some(LocalEndpoint { network, record, .. }) = described else { return Ok(()) };
         let announced = self.driver.records().publish_endpoint(&network, &record, None);
-        self.driver
-            .in_time("announce the names", announced)
-            .await
-            .with_context(|| format!("endpoint {}", record.address))
+        let announced = self.driver.in_time("announce the names", announced).await;
+        // One that ended meanwhile had its record put back.
+        let local = self.driver.wiring().local();
+        if !local.iter().any(|it| it.record.id == record.id) {
+            self.driver.shared.service.release_later(network, record);
+            return Ok(());
+        }
+        announced.with_context(|| format!("endpoint {}", record.address))
     }
 
     fn note(&self, notes: BTreeSet<String>) {

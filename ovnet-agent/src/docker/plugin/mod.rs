@@ -99,6 +99,17 @@ pub async fn serve<R: Records, W: Wiring>(
     result
 }
 
+/// Answers every call with this line, for a Docker that would wait for ever where systemd keeps the
+/// socket of an agent that does not serve it.
+pub async fn refuse(listener: std::os::unix::net::UnixListener, line: String) -> Result<()> {
+    let listener = UnixListener::from_std(listener).context("the plugin's socket")?;
+    let answer = move || {
+        let line = line.clone();
+        async move { error(StatusCode::INTERNAL_SERVER_ERROR, &line) }
+    };
+    axum::serve(listener, Router::new().fallback(answer)).await.context("the plugin's socket")
+}
+
 /// The routes, for a server on the plugin's socket.
 fn router<R: Records, W: Wiring>(driver: Driver<R, W>) -> Router {
     Router::new().fallback(answer::<R, W>).with_state(Arc::new(driver))
@@ -221,9 +232,10 @@ async fn read(body: Body) -> Result<Bytes> {
         .map_err(|why| anyhow!("its body cannot be read: {why}"))
 }
 
-/// Docker sends an empty body where a call has no arguments.
+/// Reads a call's arguments. An empty body is none: Docker sends one when it repeats a call whose
+/// body it has already sent, and has arguments for all calls that come here.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    let body: &[u8] = if body.is_empty() { b"{}" } else { body };
+    anyhow::ensure!(!body.is_empty(), "the connection broke in the middle of it: try again");
     serde_json::from_slice(body).context("the call cannot be read")
 }
 

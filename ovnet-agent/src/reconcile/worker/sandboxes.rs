@@ -12,6 +12,9 @@ use crate::{
     state::LocalEndpoint,
 };
 
+/// What the name of an inner end begins with until Docker has given it another.
+const INNER_PREFIX: &str = "ovnetp";
+
 impl Worker {
     /// Deletes the veth pairs that an agent killed in the middle of an attach left. Only at the
     /// start, when no attach can be under way. One whose state file is there but cannot be read is
@@ -93,6 +96,10 @@ impl Worker {
             let inner = self.net.inner_ifname(&endpoint.host_ifname, &endpoint.netns).await;
             // Not there yet, or the path is not: Docker makes it after the plugin's call.
             let Ok(Some(ifname)) = inner else { continue };
+            // Docker moves it first and renames it then.
+            if ifname.starts_with(INNER_PREFIX) {
+                continue;
+            }
             endpoint.ifname = ifname;
             if let Some(known) = self.shared.view().local.get_mut(&endpoint.record.id) {
                 known.ifname.clone_from(&endpoint.ifname);
