@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use xtask::lab::GWBRIDGE;
 
 /// How long iperf3 runs: as long as what is restarted under it takes.
-const FLOW: &str = "20";
+const FLOW: &str = "15";
 /// Moments, in milliseconds after a command's start, at which the agent is killed: the calls of a
 /// start and of a removal lie between them.
 const MOMENTS: [u64; 6] = [30, 80, 120, 160, 220, 300];
+/// The same for dockerd; what it forgets is waited for once.
+const DOCKER_MOMENTS: [u64; 5] = [60, 120, 160, 200, 260];
 
 #[test]
 fn what_runs_goes_on_through_restarts() {
@@ -198,6 +200,17 @@ fn an_agent_killed_in_the_middle_leaves_nothing() {
         }
         cluster.wait_docker_network_gone("ov_new");
     }
+    steps.begin("dockerd is killed in the middle");
+    for (number, after) in DOCKER_MOMENTS.into_iter().enumerate() {
+        let run = format!("run -itd --name d{number} --network ov_net1 busybox");
+        thread::scope(|scope| {
+            let command = scope.spawn(|| cluster.try_docker("docker01", &run));
+            thread::sleep(Duration::from_millis(after));
+            cluster.lab.restart_docker("docker01", SIGKILL).unwrap();
+            command.join().unwrap()
+        });
+    }
+    cluster.wait_nothing_leaks();
     cluster.wait_ping("docker02/t2", t2);
     cluster.wait_nothing_leaks();
 }
