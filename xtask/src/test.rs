@@ -130,10 +130,11 @@ impl Layer {
             let mut command = tools::cargo();
             command.args(["test", "--no-fail-fast"]).args::<Vec<String>, _>(selection);
             command.args(filter).args(["--", "--show-output"]);
-            // Traffic and timing of one test must not starve another's; Consul takes two.
+            // Traffic and timing of one test must not starve another's; Consul takes two, and so
+            // does Docker, whose tests wait much.
             match self {
-                Self::Net | Self::Docker => _ = command.arg("--test-threads=1"),
-                Self::Consul => _ = command.arg("--test-threads=2"),
+                Self::Net => _ = command.arg("--test-threads=1"),
+                Self::Consul | Self::Docker => _ = command.arg("--test-threads=2"),
                 Self::Unit | Self::Bpf | Self::All => {}
             }
             command

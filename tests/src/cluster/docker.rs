@@ -20,6 +20,9 @@ use super::{Cluster, LIMIT, until, within};
 const EVERYWHERE: Duration = Duration::from_secs(2);
 /// How long a command of Docker may take.
 const COMMAND: Duration = Duration::from_secs(60);
+/// How long what Docker forgot may stay: as long as a Docker that starts may need to remember, and
+/// as an address may be reserved without coming to be used.
+const LEFTOVERS: Duration = Duration::from_secs(90);
 /// Docker's socket, in its host.
 const DOCKER_SOCKET: &str = "run/docker.sock";
 /// What follows `docker network create`, but for options and name.
@@ -224,7 +227,7 @@ impl Cluster {
     /// Consul: records, veths, addresses in the maps, state files.
     pub fn wait_nothing_leaks(&self) {
         let mut last = (BTreeSet::new(), BTreeSet::new());
-        let same = wait_until(LIMIT, String::new, || {
+        let same = wait_until(LEFTOVERS, String::new, || {
             last = (self.due(), self.held());
             Ok((last.0 == last.1).then_some(()))
         });

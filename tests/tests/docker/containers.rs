@@ -36,6 +36,9 @@ fn layout(cluster: &Cluster, steps: &Steps) {
     let client = cluster.lab.address(CLIENT).unwrap();
     cluster.wait_ping("docker01/t1", client);
     assert_eq!(cluster.inside("docker01", "t1", "ls /sys/class/net"), "eth0\neth1\nlo");
+    let beside = cluster.container("docker01", "beside", "--network ov_net1");
+    cluster.wait_ping("docker01/t1", beside);
+    cluster.remove("docker01", "beside");
     cluster.wait_nothing_leaks();
 }
 

@@ -15,7 +15,6 @@ mod calls;
 mod containers;
 mod crowd;
 mod dns;
-mod latency;
 mod names;
 mod networks;
 mod outages;

@@ -155,28 +155,35 @@ fn what_was_missed_is_made_up_for(cluster: &Cluster, steps: &Steps) {
         (names == ["ov_late", "ov_stays"]).then_some(())
     });
 
-    steps.begin("a Docker that lost its networks gets them back");
+    steps.begin("a Docker that lost all it knew, with a container that ran");
+    cluster.container("docker03", "forgotten", "--network ov_stays");
+    let pid = cluster.inspect("docker03", "forgotten")["State"]["Pid"].to_string();
     cluster.lab.stop_docker("docker03", Signal::SIGKILL).unwrap();
-    fs::remove_dir_all(cluster.path("docker03", "var/lib/docker/network")).unwrap();
+    cluster.run("docker03", &["kill", "-9", &pid]);
+    for folder in ["network", "containers"] {
+        fs::remove_dir_all(cluster.path("docker03", "var/lib/docker").join(folder)).unwrap();
+    }
     cluster.lab.start_docker("docker03").unwrap();
-    until("docker03 to have its networks again", || {
-        (cluster.docker_networks("docker03").len() == 2).then_some(())
-    });
-    let t3 = cluster.container("docker03", "t3", "--network ov_stays");
-    cluster.container("docker01", "t1", "--network ov_stays");
-    cluster.wait_ping("docker01/t1", t3);
-    cluster.wait_nothing_leaks();
 
     steps.begin("an agent that was down has missed nothing");
+    let t1 = cluster.container("docker01", "t1", "--network ov_stays");
     cluster.stop_agent("docker02", Signal::SIGKILL);
-    cluster.remove("docker03", "t3");
     cluster.docker("docker01", "network create -d ovnet --ipam-driver ovnet ov_later");
     cluster.docker("docker01", "network rm ov_late");
     cluster.start_agent("docker02");
-    cluster.wait_connected("docker02");
-    cluster.wait_docker_network("ov_later");
-    cluster.wait_docker_network_gone("ov_late");
+    until("all to have what there is now", || {
+        let has_all = |host: &&str| {
+            let mut names = cluster.docker_networks(host);
+            names.sort();
+            names == ["ov_later", "ov_stays"]
+        };
+        HOSTS.iter().all(has_all).then_some(())
+    });
+    cluster.container("docker03", "t3", "--network ov_stays");
+    cluster.wait_ping("docker03/t3", t1);
+    cluster.wait_nothing_leaks();
     cluster.remove("docker01", "t1");
+    cluster.remove("docker03", "t3");
     for name in ["ov_stays", "ov_later"] {
         cluster.docker("docker02", &format!("network rm {name}"));
         cluster.wait_docker_network_gone(name);
