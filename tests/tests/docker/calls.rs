@@ -79,7 +79,7 @@ fn bad_calls_get_an_error_and_harm_nothing() {
                 one_line_of(&answer);
             }
             // Docker goes on with what it takes away, whatever we know of it.
-            if harmless.iter().any(|it| path.ends_with(it)) {
+            if harmless.iter().any(|it| path.ends_with(it)) && !body.is_empty() {
                 assert_eq!(status, 200, "{path}: {answer}");
             }
             if path.ends_with("Join") || path.ends_with("CreateEndpoint") {
@@ -119,7 +119,7 @@ fn bad_calls_get_an_error_and_harm_nothing() {
     assert_eq!(cluster.lab.agent("docker01"), Some(agent), "the same agent");
     cluster.wait_ping("docker01/t1", t2);
     let pools = cluster.records().into_keys().filter(|key| key.starts_with("pending/")).count();
-    // An empty RequestPool is a call that Docker makes: for a network that then was not made.
+    // `{}` asks for a pool as well as anything: of a network that then was not made.
     assert!(pools <= 3, "{pools} subnets claimed");
     let said = cluster.lab.agent_output("docker01");
     assert!(!said.contains("panicked"), "{said}");

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use ovnet_tests::cluster::{Cluster, Ping, Steps, until};
 
 /// How long `docker run` may take to fail.
@@ -70,6 +71,60 @@ fn containers_talk_and_stop_without_consul() {
     }
     ping.must_have_lost_none("of the whole time");
     cluster.wait_nothing_leaks();
+}
+
+#[test]
+fn a_consul_that_was_wiped_removes_no_network() {
+    let Some(cluster) = Cluster::with_docker("docker-wiped", |options| options.hosts = 2) else {
+        return;
+    };
+    let steps = Steps::default();
+    for name in ["ov_idle", "ov_net1"] {
+        cluster.docker_network("docker01", name, "");
+    }
+    let t1 = cluster.container("docker01", "t1", "--network ov_net1");
+    let t2 = cluster.container("docker02", "t2", "--network ov_net1");
+    let id = |name: &str| cluster.inspect("docker02", name)["Id"].clone();
+    let before = [id("ov_idle"), id("ov_net1")];
+    let wipe = || {
+        cluster.lab.stop_consul().unwrap();
+        cluster.lab.start_consul().unwrap();
+    };
+    let all_is_back = || {
+        for host in ["docker01", "docker02"] {
+            cluster.wait_connected(host);
+        }
+        for name in ["ov_idle", "ov_net1"] {
+            until("the networks to be back in Consul", || {
+                cluster.record(&format!("networks/{name}"))
+            });
+        }
+        cluster.wait_nothing_leaks();
+        assert_eq!([id("ov_idle"), id("ov_net1")], before);
+    };
+
+    steps.begin("while the agents run");
+    wipe();
+    all_is_back();
+
+    steps.begin("while no agent runs");
+    for host in ["docker01", "docker02"] {
+        cluster.stop_agent(host, Signal::SIGKILL);
+    }
+    wipe();
+    for host in ["docker01", "docker02"] {
+        cluster.start_agent(host);
+    }
+    all_is_back();
+    cluster.wait_ping("docker01/t1", t2);
+    let t3 = cluster.container("docker02", "t3", "--network ov_net1");
+    assert!(t3 != t1 && t3 != t2, "{t3} is given twice");
+
+    steps.begin("a network that is removed while no agent runs is removed");
+    cluster.stop_agent("docker02", Signal::SIGTERM);
+    cluster.sh("docker01", "ovnet network rm ov_idle");
+    cluster.start_agent("docker02");
+    cluster.wait_docker_network_gone("ov_idle");
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
