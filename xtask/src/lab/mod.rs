@@ -294,7 +294,29 @@ fn claim(prefix: &str, folder: &Path) -> Result<()> {
         }
         Lab::remove_prefix(prefix)?;
     }
+    for left in of_dead_tests() {
+        // Somebody else's rest; it is in nobody's way.
+        if let Err(error) = Lab::remove_prefix(&left) {
+            eprintln!("warning: the rest of lab {left} stays: {error:#}");
+        }
+    }
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+}
+
+/// Prefixes of labs whose test was killed: they end in the number of a process that is gone.
+fn of_dead_tests() -> Vec<String> {
+    let entries = fs::read_dir(RECORDS).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let is_dead = |name: &String| {
+        let number = name.rsplit_once('-').and_then(|(_, number)| number.parse::<u32>().ok());
+        let gone = |number: u32| !Path::new("/proc").join(number.to_string()).exists();
+        // A prefix of one's own may end in a number, too.
+        let ended = || {
+            read(&Path::new(RECORDS).join(name)).is_ok_and(|it| it.is_some_and(|it| !it.is_alive()))
+        };
+        number.is_some_and(gone) && ended()
+    };
+    names.filter(is_dead).collect()
 }
 
 fn read(folder: &Path) -> Result<Option<State>> {

@@ -53,6 +53,13 @@ pub fn require(options: &Options) -> Result<()> {
         // Each host gets one of its own in its place.
         let folder = Path::new("/etc/docker");
         ensure!(folder.is_dir(), "{0} is not there: mkdir {0}", folder.display());
+        let groups = Path::new("/sys/fs/cgroup");
+        ensure!(
+            groups.join("cgroup.controllers").exists() || groups.join("devices").is_dir(),
+            "no control groups are mounted on {}, and Docker needs them: install the package \
+             cgroupfs-mount",
+            groups.display()
+        );
     }
     if options.agents {
         let folder = bin_dir(options)?;

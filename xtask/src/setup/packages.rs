@@ -66,14 +66,42 @@ pub(super) fn install(purpose: Purpose) -> Result<String> {
     if !tools::is_root() {
         bail!("run as root: apt-get install --no-install-recommends {packages}");
     }
+    // The lab runs daemons of its own, in its hosts; the machine gets none because of it.
+    let _quiet = missing.contains(&"docker.io").then(Masked::new);
     Apt::machine().install(&missing)?;
-    let mut how = format!("apt-get install {packages}");
-    let starts = purpose == Purpose::Docker && Path::new("/run/systemd/system").exists();
-    if starts && missing.contains(&"docker.io") {
-        how.push_str("; the package started Docker on this machine, which the lab does not need: ");
-        how.push_str("systemctl disable --now docker.service docker.socket");
+    // A client in a package of its own is known of only once apt has its lists.
+    let others = self::missing(purpose);
+    if !others.is_empty() {
+        Apt::machine().install(&others)?;
     }
-    Ok(how)
+    Ok(format!("apt-get install {packages}"))
+}
+
+/// Keeps systemd from starting what a package brings, until this is dropped.
+struct Masked;
+
+impl Masked {
+    const UNITS: [&str; 3] = ["docker.service", "docker.socket", "containerd.service"];
+
+    fn new() -> Self {
+        Self::tell("mask");
+        Self
+    }
+
+    fn tell(verb: &str) {
+        if Path::new("/run/systemd/system").exists() {
+            let mut systemctl = Command::new("systemctl");
+            systemctl.args(["--runtime", "--quiet", verb]).args(Self::UNITS);
+            // Where it fails the daemon is started, as the package has it.
+            let _ = systemctl.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+impl Drop for Masked {
+    fn drop(&mut self) {
+        Self::tell("unmask");
+    }
 }
 
 fn list(purpose: Purpose) -> &'static [(&'static str, &'static str)] {

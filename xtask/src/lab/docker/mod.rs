@@ -6,7 +6,7 @@ mod image;
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -169,12 +169,23 @@ pub fn docker_config(options: &Options) -> Value {
 }
 
 /// Loads the kernel module that Docker would load. Before there are hosts, because it changes
-/// what bridges do in all network namespaces there are, and the lab's switch sets that back.
+/// what bridges do in all network namespaces there are: the lab's switch sets that back, and here
+/// the machine's own bridges, which are none of the lab's business, get it set back.
 pub(super) fn load_modules() {
+    let calls = ["iptables", "ip6tables", "arptables"]
+        .map(|table| format!("/proc/sys/net/bridge/bridge-nf-call-{table}"));
+    let was_there = Path::new(&calls[0]).exists();
     let mut modprobe = Command::new("modprobe");
     modprobe.args(["--quiet", "br_netfilter"]).stdout(Stdio::null()).stderr(Stdio::null());
     // It may be built in, or be there already where nobody may load any.
     let _ = modprobe.env("PATH", prepare::path(None)).status();
+    if !was_there {
+        for file in calls.iter().filter(|file| Path::new(file).exists()) {
+            if let Err(error) = fs::write(file, "0") {
+                eprintln!("warning: {file} stays 1: {error}");
+            }
+        }
+    }
 }
 
 /// Sets the client apart from what the user's own environment points it at.
