@@ -2,34 +2,38 @@
 //!
 //! A query comes from any address inside a container, of an overlay or of docker_gwbridge, whose
 //! addresses only Docker and the kernel know. So the addresses inside the sandboxes of this host's
-//! endpoints are listed, which works for every runtime, and what was found is remembered. An
-//! address is given to another container as soon as its own has stopped, and docker_gwbridge's
-//! appears a moment after the overlay's; so what is remembered counts only while the very endpoint
-//! it was found with exists, and is looked at again after [`FRESH`]. What is not remembered is
-//! looked for, in scans that all who wait share and of which there are at most four a second where
-//! they find nothing.
+//! endpoints are listed, which works for every runtime, and what was found is remembered
+//! ([`memory`]). What is not remembered is looked for by one task that all who wait share: first
+//! where an asker was before and in sandboxes never looked into, which is cheap and done at once,
+//! then everywhere, at most four times a second. It is a task of its own because those who wait
+//! give up: a round that takes longer than they wait is of use to the next who asks.
 
 use std::{
-    collections::{HashMap, HashSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+    time::{sleep_until, timeout},
+};
 
-use super::server::Networks;
+mod memory;
+
+use self::memory::{Group, Memory};
+use super::server::{Asker, Networks};
 use crate::consul::schema::NetworkRecord;
 
-/// How long an address that was found is believed to be where it was.
-pub const FRESH: Duration = Duration::from_secs(3);
-/// How long an address that was not found is believed to be nobody's, unless endpoints come or go.
-pub const UNKNOWN: Duration = Duration::from_secs(1);
-/// Least time between the starts of two scans, whatever is asked.
+/// Least time between the starts of two rounds through all sandboxes, whatever is asked.
 pub const SCANS: Duration = Duration::from_millis(250);
-/// Most addresses remembered as nobody's. Sources can be forged; forgetting costs a scan.
-const MOST_UNKNOWN: usize = 1024;
+/// Least time between two attempts to find the sandbox of an endpoint that had none yet.
+const REGROUP: Duration = Duration::from_millis(50);
+/// How long looking into one sandbox may take; others wait.
+const LOOK_INTO: Duration = Duration::from_secs(1);
 
 /// An endpoint of this host, as far as it tells who asks.
 #[derive(Clone, Debug)]
@@ -49,136 +53,145 @@ pub trait Places: Send + Sync + 'static {
     /// This host's endpoints.
     fn sandboxes(&self) -> Vec<Sandbox>;
     /// What tells one namespace from another (device and inode), however its path is spelled;
-    /// `None` where it is gone.
+    /// `None` where there is none, yet or any more.
     fn identity(&self, netns: &Path) -> Option<(u64, u64)>;
     /// The IPv4 addresses inside a namespace.
     fn addresses(&self, netns: &Path) -> impl Future<Output = Result<Vec<Ipv4Addr>>> + Send;
 }
 
-/// The memory of who has which address.
+/// The memory of who has which address, and the task that fills it.
 #[derive(Debug)]
-pub struct Askers<P> {
+pub struct Askers<P>(Arc<Shared<P>>);
+
+#[derive(Debug)]
+struct Shared<P> {
     places: P,
     memory: Mutex<Memory>,
-    /// Held by the one scan that is under way; when the last that looked everywhere began.
-    scan: tokio::sync::Mutex<Option<Instant>>,
-}
-
-#[derive(Debug, Default)]
-struct Memory {
-    /// The endpoints as of the last query.
-    endpoints: Vec<String>,
-    /// Their sandboxes.
-    groups: Vec<Group>,
-    /// Addresses, each with an endpoint in whose sandbox it was seen, and when.
-    found: HashMap<Ipv4Addr, (String, Instant)>,
-    /// Endpoints whose sandboxes were looked into.
-    looked: HashSet<String>,
-    /// Addresses that are in no sandbox, and since when that is known.
-    unknown: HashMap<Ipv4Addr, Instant>,
-}
-
-/// A network namespace with all endpoints that are in it.
-#[derive(Clone, Debug)]
-struct Group {
-    identity: (u64, u64),
-    netns: PathBuf,
-    endpoints: Vec<String>,
-    networks: Networks,
+    /// Somebody waits who may not have waited when the task looked last.
+    asked: Notify,
 }
 
 impl<P: Places> Askers<P> {
     /// Nothing is known yet.
     pub fn new(places: P) -> Self {
-        Self { places, memory: Mutex::default(), scan: tokio::sync::Mutex::default() }
+        let (memory, asked) = (Mutex::default(), Notify::new());
+        Self(Arc::new(Shared { places, memory, asked }))
     }
 
-    /// The networks of who has the address, none for a stranger; `None` where that takes looking.
-    pub fn known(&self, source: Ipv4Addr) -> Option<Networks> {
-        let memory = self.memory();
-        if let Some((endpoint, at)) = memory.found.get(&source) {
-            let fresh = at.elapsed() < FRESH;
-            return memory.group_of(endpoint).filter(|_| fresh).map(|it| it.networks.clone());
+    /// What is known of who has the address, without waiting. Needs the current tokio runtime:
+    /// what has become doubtful is looked at again in the background.
+    pub fn known(&self, source: Ipv4Addr) -> Asker {
+        let mut memory = self.0.memory();
+        let (asker, doubtful) = memory.known(source);
+        if doubtful && memory.doubtful.insert(source) {
+            self.0.wake(&mut memory);
         }
-        let since = memory.unknown.get(&source)?;
-        (since.elapsed() < UNKNOWN).then(Networks::default)
+        asker
     }
 
-    /// As [`Askers::known`], looking where needed. Takes at most a scan that is under way, the
-    /// pause after it, and another one.
+    /// The networks of who has the address, none for a stranger, looking where needed.
     pub async fn find(&self, source: Ipv4Addr) -> Networks {
-        let asked = Instant::now();
-        let mut everywhere = self.scan.lock().await;
-        // Another may have found it while we waited, or found that it is nobody's. A scan that
-        // began before we asked may have passed our sandbox before our address was in it.
-        if let Some(networks) = self.known(source) {
-            return networks;
+        let (tell, told) = oneshot::channel();
+        {
+            let mut memory = self.0.memory();
+            memory.waiting.entry(source).or_default().push(tell);
+            self.0.wake(&mut memory);
         }
-        if let Some(began) = *everywhere {
-            if began >= asked {
-                return Networks::default();
-            }
-            if !self.may_be_cheap(source) {
-                tokio::time::sleep_until((began + SCANS).into()).await;
-            }
-        }
-        let began = Instant::now();
-        match self.scan(source).await {
-            Some(networks) => networks,
-            None => {
-                *everywhere = Some(began);
-                Networks::default()
-            }
+        // An error is a task that panicked.
+        told.await.unwrap_or_default()
+    }
+}
+
+impl<P: Places> Shared<P> {
+    fn wake(self: &Arc<Self>, memory: &mut Memory) {
+        if memory.scanner.as_ref().is_none_or(JoinHandle::is_finished) {
+            memory.scanner = Some(tokio::spawn(Arc::clone(self).scan()));
+        } else {
+            self.asked.notify_one();
         }
     }
 
-    /// Whether there is a sandbox that is most likely the asker's, so that no scan of all will be
-    /// needed: the one it was in before, or one never looked into.
-    fn may_be_cheap(&self, source: Ipv4Addr) -> bool {
-        let memory = self.memory();
-        memory.found.contains_key(&source) || memory.groups.iter().any(|it| memory.is_new(it))
-    }
-
-    /// Looks into the sandboxes: first where the address was before, then into all that were
-    /// never looked into, as most who are unknown have just been started; into the others only
-    /// while it is not found. `None` where it is nowhere.
-    async fn scan(&self, source: Ipv4Addr) -> Option<Networks> {
-        let (endpoints, mut groups) = {
-            let mut memory = self.memory();
-            let before = memory.found.remove(&source).map(|(endpoint, _)| endpoint);
-            let rank = |group: &Group| match &before {
-                Some(endpoint) if group.endpoints.contains(endpoint) => 0,
-                _ if memory.is_new(group) => 1,
-                _ => 2,
+    /// Looks until nobody waits.
+    async fn scan(self: Arc<Self>) {
+        loop {
+            let everywhere = {
+                let mut memory = self.memory();
+                if memory.absent && memory.grouped.is_none_or(|at| at.elapsed() >= REGROUP) {
+                    self.regroup(&mut memory);
+                }
+                memory.tell();
+                if !memory.is_awaited() {
+                    // A next one may be made from now on, as the memory is locked.
+                    memory.scanner = None;
+                    return;
+                }
+                memory.everywhere
             };
-            let groups: Vec<_> = memory.groups.iter().map(|it| (rank(it), it.clone())).collect();
-            (memory.endpoints.clone(), groups)
+            if self.look_where_likely().await {
+                continue;
+            }
+            match everywhere.map(|began| began + SCANS) {
+                Some(next) if next > Instant::now() => tokio::select! {
+                    () = sleep_until(next.into()) => {}
+                    // By one who may be found without a round.
+                    () = self.asked.notified() => {}
+                },
+                _ => self.look_everywhere().await,
+            }
+        }
+    }
+
+    /// Looks where somebody was before and where nobody looked before, as most who are not known
+    /// have just been started. Whether there was such a sandbox.
+    async fn look_where_likely(&self) -> bool {
+        let groups = self.memory().likely();
+        for group in &groups {
+            self.look(group).await;
+        }
+        !groups.is_empty()
+    }
+
+    /// Looks everywhere while one is not found who waited when it began, even if none of them waits
+    /// any more: most ask again.
+    async fn look_everywhere(&self) {
+        let (groups, sources) = {
+            let mut memory = self.memory();
+            memory.everywhere = Some(Instant::now());
+            let sources: Vec<Ipv4Addr> = memory.waiting.keys().copied().collect();
+            (memory.groups.clone(), sources)
         };
-        groups.sort_by_key(|(rank, _)| *rank);
-        let mut networks = None;
-        for (rank, group) in groups {
-            if networks.is_some() && rank != 1 {
-                break;
+        let mut all = true;
+        for group in &groups {
+            // A long round delays nobody who is easily found.
+            self.look_where_likely().await;
+            all &= self.look(group).await;
+            let mut memory = self.memory();
+            memory.tell();
+            if sources.iter().all(|source| matches!(memory.known(*source).0, Asker::Known(_))) {
+                return;
             }
-            // It may be gone: its container may be about to stop.
-            let inside = self.places.addresses(&group.netns).await.unwrap_or_else(|error| {
+        }
+        self.look_where_likely().await;
+        self.memory().conclude(&sources, all);
+    }
+
+    /// Looks into one sandbox. It may be gone, as its container may be about to stop: then nobody
+    /// is in it, and the result is `false`.
+    async fn look(&self, group: &Group) -> bool {
+        let inside = match timeout(LOOK_INTO, self.places.addresses(&group.netns)).await {
+            Ok(Ok(inside)) => Some(inside),
+            Ok(Err(error)) => {
                 tracing::debug!("look for who asks: {error:#}");
-                Vec::new()
-            });
-            if inside.contains(&source) {
-                networks = Some(group.networks.clone());
+                None
             }
-            self.memory().remember(&group, inside);
-        }
-        let mut memory = self.memory();
-        // Where an endpoint came meanwhile it was not looked into.
-        if networks.is_none() && memory.endpoints == endpoints {
-            if memory.unknown.len() >= MOST_UNKNOWN {
-                memory.unknown.clear();
+            Err(_) => {
+                tracing::debug!("look for who asks in {}: no answer", group.netns.display());
+                None
             }
-            memory.unknown.insert(source, Instant::now());
-        }
-        networks
+        };
+        let looked = inside.is_some();
+        self.memory().remember(group, inside.unwrap_or_default());
+        looked
     }
 
     /// The memory, without what it remembers of endpoints that are gone.
@@ -188,21 +201,22 @@ impl<P: Places> Askers<P> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if memory.endpoints != endpoints {
             memory.endpoints = endpoints;
-            memory.unknown.clear();
-            memory.groups = self.group();
-            let Memory { groups, found, looked, .. } = &mut *memory;
-            let exists = |of: &String| groups.iter().any(|group| group.endpoints.contains(of));
-            found.retain(|_, (of, _)| exists(of));
-            looked.retain(exists);
+            memory.distrust();
+            self.regroup(&mut memory);
         }
         memory
     }
 
-    /// The sandboxes, each once, with all endpoints in it.
-    fn group(&self) -> Vec<Group> {
+    /// Lists the sandboxes, each once, with all endpoints in it. An endpoint may be there before
+    /// its sandbox: Docker up to 27 names the namespace to a driver before it makes it.
+    fn regroup(&self, memory: &mut Memory) {
         let mut groups: Vec<Group> = Vec::new();
+        let mut absent = false;
         for Sandbox { endpoint, network, netns } in self.places.sandboxes() {
-            let Some(identity) = self.places.identity(&netns) else { continue };
+            let Some(identity) = self.places.identity(&netns) else {
+                absent = true;
+                continue;
+            };
             match groups.iter_mut().find(|group| group.identity == identity) {
                 Some(group) => {
                     group.endpoints.push(endpoint);
@@ -216,32 +230,7 @@ impl<P: Places> Askers<P> {
                 }),
             }
         }
-        groups
-    }
-}
-
-impl Memory {
-    fn group_of(&self, endpoint: &String) -> Option<&Group> {
-        self.groups.iter().find(|group| group.endpoints.contains(endpoint))
-    }
-
-    /// Whether it was not looked into since one of its endpoints came.
-    fn is_new(&self, group: &Group) -> bool {
-        group.endpoints.iter().any(|endpoint| !self.looked.contains(endpoint))
-    }
-
-    /// Takes in the addresses inside a sandbox. The endpoint that vouches for them is its first:
-    /// where that goes, the addresses are looked for again.
-    fn remember(&mut self, group: &Group, inside: Vec<Ipv4Addr>) {
-        self.found.retain(|_, (endpoint, _)| !group.endpoints.contains(endpoint));
-        let still = |endpoint: &&String| self.group_of(endpoint).is_some();
-        // It may have gone while its sandbox was looked into.
-        let Some(endpoint) = group.endpoints.first().filter(still) else { return };
-        self.looked.extend(group.endpoints.iter().cloned());
-        for address in inside {
-            self.unknown.remove(&address);
-            self.found.insert(address, (endpoint.clone(), Instant::now()));
-        }
+        memory.replace(groups, absent);
     }
 }
 

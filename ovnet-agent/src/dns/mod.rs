@@ -9,6 +9,7 @@
 use std::{net::Ipv4Addr, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use anyhow::Result;
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use tokio::{sync::watch, task::JoinHandle};
 
 pub mod askers;
@@ -19,7 +20,7 @@ pub mod server;
 use self::{
     askers::{Askers, Places, Sandbox},
     names::{Answer, Directory, Network, Question},
-    server::{Knowledge, Networks},
+    server::{Asker, Knowledge, Networks},
 };
 use crate::{
     config::Dns, consul::schema::NetworkRecord, net::Net, reconcile::Reconciler,
@@ -63,7 +64,7 @@ struct Records {
 }
 
 impl Knowledge for Records {
-    fn known(&self, source: Ipv4Addr) -> Option<Networks> {
+    fn known(&self, source: Ipv4Addr) -> Asker {
         self.askers.known(source)
     }
 
@@ -120,11 +121,33 @@ impl Places for Host {
     }
 
     fn identity(&self, netns: &Path) -> Option<(u64, u64)> {
-        let metadata = std::fs::metadata(netns).ok()?;
-        Some((metadata.dev(), metadata.ino()))
+        identity(netns)
     }
 
     async fn addresses(&self, netns: &Path) -> Result<Vec<Ipv4Addr>> {
         self.net.addresses_in(netns).await
+    }
+}
+
+/// Device and inode of a network namespace.
+fn identity(netns: &Path) -> Option<(u64, u64)> {
+    // Docker makes an empty file first, over which the namespace is mounted then.
+    let kind = statfs(netns).ok()?.filesystem_type();
+    let metadata = std::fs::metadata(netns).ok().filter(|_| kind == NSFS_MAGIC)?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_namespace_has_an_identity() {
+        let own = identity(Path::new("/proc/self/ns/net"));
+        assert!(own.is_some());
+        assert_eq!(own, identity(Path::new("/proc/thread-self/ns/net")), "however it is spelled");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(identity(file.path()), None, "nothing is mounted there yet");
+        assert_eq!(identity(&file.path().with_extension("gone")), None);
     }
 }

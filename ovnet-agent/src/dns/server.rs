@@ -46,6 +46,7 @@ const LARGEST_QUERY: usize = 4096;
 /// Bytes of queries the kernel keeps while we are busy: a thousand queries at once.
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// UDP queries whose asker is being looked for. More are dropped, and asked again by resolvers.
+/// Askers that were known before have as many for themselves: anybody can forge new ones.
 const LOOKING: usize = 256;
 /// How long looking for an asker may take.
 const LOOK: Duration = Duration::from_secs(2);
@@ -59,9 +60,9 @@ const CONNECTION: Duration = Duration::from_secs(30);
 
 /// What the server asks of the rest of the agent.
 pub trait Knowledge: Send + Sync + 'static {
-    /// The networks of the container with this address, where they are known at once: no I/O.
-    fn known(&self, source: Ipv4Addr) -> Option<Networks>;
-    /// As [`Knowledge::known`], looking for it. No networks are those of a stranger.
+    /// What is known of the container with this address at once: no I/O.
+    fn known(&self, source: Ipv4Addr) -> Asker;
+    /// Its networks, looking for it. No networks are those of a stranger.
     fn find(&self, source: Ipv4Addr) -> impl Future<Output = Networks> + Send;
     /// The answer to somebody on these networks; `turn` counts queries.
     fn answer(&self, networks: &[NetworkRecord], question: &Question, turn: usize) -> Answer;
@@ -69,6 +70,17 @@ pub trait Knowledge: Send + Sync + 'static {
 
 /// The networks of an asker.
 pub type Networks = Arc<[NetworkRecord]>;
+
+/// What is known of an asker without looking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// Its networks, none of a stranger.
+    Known(Networks),
+    /// It was known, so it is no forged address, but too long ago.
+    Familiar,
+    /// It may be anybody.
+    New,
+}
 
 /// Serves on the address while there is one, and moves when it changes. Ends when it is dropped.
 pub async fn serve<K: Knowledge>(
@@ -182,7 +194,8 @@ struct Service<K> {
 /// What to do with a message.
 enum Step {
     Send(Vec<u8>),
-    Look(Box<Request>, Question),
+    /// Look for the asker; with whether it was known before.
+    Look(Box<Request>, Question, bool),
     Nothing,
 }
 
@@ -193,10 +206,11 @@ impl<K: Knowledge> Service<K> {
             Incoming::Ignored => Step::Nothing,
             Incoming::Settled(bytes) => Step::Send(bytes),
             Incoming::Question(request, question) => match self.knowledge.known(v4(from)) {
-                Some(networks) => {
+                Asker::Known(networks) => {
                     self.reply(&request, &question, &networks).map_or(Step::Nothing, Step::Send)
                 }
-                None => Step::Look(request, question),
+                Asker::Familiar => Step::Look(request, question, true),
+                Asker::New => Step::Look(request, question, false),
             },
         }
     }
@@ -231,7 +245,8 @@ fn v4(from: SocketAddr) -> Ipv4Addr {
 
 async fn answer_udp<K: Knowledge>(socket: UdpSocket, service: Arc<Service<K>>) {
     let socket = Arc::new(socket);
-    let looking = Arc::new(Semaphore::new(LOOKING));
+    let familiar = Arc::new(Semaphore::new(LOOKING));
+    let new = Arc::new(Semaphore::new(LOOKING));
     let mut buffer = vec![0; LARGEST_QUERY];
     // try_send_to() sends nothing before the runtime has seen once that it can.
     let _ = socket.writable().await;
@@ -247,8 +262,9 @@ async fn answer_udp<K: Knowledge>(socket: UdpSocket, service: Arc<Service<K>>) {
         match service.at_once(&buffer[..length], from, Protocol::Udp) {
             Step::Nothing => {}
             Step::Send(bytes) => send(&socket, &bytes, from),
-            Step::Look(request, question) => {
-                let Ok(permit) = Arc::clone(&looking).try_acquire_owned() else { continue };
+            Step::Look(request, question, known_before) => {
+                let permits = if known_before { &familiar } else { &new };
+                let Ok(permit) = Arc::clone(permits).try_acquire_owned() else { continue };
                 let (socket, service) = (Arc::clone(&socket), Arc::clone(&service));
                 tokio::spawn(async move {
                     if let Some(bytes) = service.look(&request, &question).await {
@@ -314,7 +330,7 @@ async fn converse<K: Knowledge>(
         let message = timeout(IDLE, read).await.context("no query in time")??;
         let reply = match service.at_once(&message, from, Protocol::Tcp) {
             Step::Send(bytes) => Some(bytes),
-            Step::Look(request, question) => service.look(&request, &question).await,
+            Step::Look(request, question, _) => service.look(&request, &question).await,
             Step::Nothing => None,
         };
         let reply = reply.context("nothing to answer")?;

@@ -1,9 +1,12 @@
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use super::*;
+use super::{
+    memory::{DOUBT, FRESH, STALE, UNKNOWN},
+    *,
+};
 use crate::consul::schema::VERSION;
 
 /// Sandboxes by path: identity and addresses; endpoints: id, network, path.
@@ -11,6 +14,8 @@ use crate::consul::schema::VERSION;
 struct Fake {
     inner: Mutex<Inner>,
     looks: AtomicUsize,
+    /// Whether no sandbox can be looked into.
+    broken: AtomicBool,
 }
 
 #[derive(Default)]
@@ -63,6 +68,7 @@ impl Places for &'static Fake {
     async fn addresses(&self, netns: &Path) -> Result<Vec<Ipv4Addr>> {
         self.looks.fetch_add(1, Ordering::SeqCst);
         tokio::task::yield_now().await;
+        anyhow::ensure!(!self.broken.load(Ordering::SeqCst), "it cannot be entered");
         let inner = self.inner.lock().unwrap();
         let sandbox = inner.sandboxes.get(netns.to_str().unwrap());
         sandbox.map(|it| it.1.clone()).ok_or_else(|| anyhow::anyhow!("it is gone"))
@@ -96,6 +102,13 @@ fn names(networks: &Networks) -> Vec<&str> {
     networks.iter().map(|it| it.name.as_str()).collect()
 }
 
+fn known(asker: Asker) -> Option<Networks> {
+    match asker {
+        Asker::Known(networks) => Some(networks),
+        Asker::Familiar | Asker::New => None,
+    }
+}
+
 const OVERLAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const BRIDGE: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 5);
 
@@ -113,7 +126,7 @@ async fn every_address_of_a_sandbox_tells_all_its_networks() {
     }
     assert_eq!(names(&askers.find([10, 0, 0, 3].into()).await), ["ov_net3"]);
     assert_eq!(fake.looks(), 2, "one look into each was enough");
-    assert_eq!(names(&askers.known(BRIDGE).unwrap()), ["ov_net1", "ov_net2"]);
+    assert_eq!(names(&known(askers.known(BRIDGE)).unwrap()), ["ov_net1", "ov_net2"]);
 }
 
 #[tokio::test]
@@ -123,7 +136,7 @@ async fn an_interface_that_appears_later_is_found() {
     fake.endpoint("e1", "ov_net1", "a");
     assert_eq!(names(&askers.find(OVERLAY).await), ["ov_net1"]);
     fake.sandbox("a", 1, &[OVERLAY.octets(), BRIDGE.octets()]);
-    assert!(askers.known(BRIDGE).is_none());
+    assert!(known(askers.known(BRIDGE)).is_none());
     assert_eq!(names(&askers.find(BRIDGE).await), ["ov_net1"]);
 }
 
@@ -138,7 +151,7 @@ async fn an_address_that_moved_to_another_container_moves_here_too() {
     fake.sandbox("a", 9, &[]);
     fake.sandbox("b", 1, &[BRIDGE.octets()]);
     fake.endpoint("e2", "ov_net2", "b");
-    assert!(askers.known(BRIDGE).is_none(), "its endpoint is gone");
+    assert!(known(askers.known(BRIDGE)).is_none(), "its endpoint is gone");
     assert_eq!(names(&askers.find(BRIDGE).await), ["ov_net2"]);
 }
 
@@ -149,31 +162,135 @@ async fn a_network_that_is_connected_or_disconnected_counts_at_once() {
     fake.endpoint("e1", "ov_net1", "a");
     askers.find(BRIDGE).await;
     fake.endpoint("e2", "ov_net2", "a");
-    assert_eq!(names(&askers.known(BRIDGE).unwrap()), ["ov_net1", "ov_net2"]);
+    assert_eq!(names(&known(askers.known(BRIDGE)).unwrap()), ["ov_net1", "ov_net2"]);
     fake.remove("e2");
-    assert_eq!(names(&askers.known(BRIDGE).unwrap()), ["ov_net1"]);
+    assert_eq!(names(&known(askers.known(BRIDGE)).unwrap()), ["ov_net1"]);
     fake.remove("e1");
-    assert!(askers.known(BRIDGE).is_none());
+    assert!(known(askers.known(BRIDGE)).is_none());
     assert!(askers.find(BRIDGE).await.is_empty());
 }
 
+/// Waits until the task has nothing to do.
+async fn idle(askers: &Askers<&'static Fake>) {
+    let idle = async {
+        while askers.0.memory().scanner.is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(10), idle).await.expect("it looks for ever");
+}
+
 #[tokio::test]
-async fn what_is_remembered_is_looked_at_again() {
+async fn what_is_remembered_counts_while_it_is_looked_at_again() {
+    let (fake, askers) = askers();
+    fake.sandbox("a", 1, &[BRIDGE.octets()]);
+    fake.sandbox("b", 2, &[OVERLAY.octets()]);
+    fake.endpoint("e1", "ov_net1", "a");
+    fake.endpoint("e2", "ov_net2", "b");
+    askers.find(BRIDGE).await;
+    idle(&askers).await;
+    let before = fake.looks();
+    askers.0.memory().age(FRESH);
+    for _ in 0..100 {
+        assert_eq!(names(&known(askers.known(BRIDGE)).unwrap()), ["ov_net1"]);
+    }
+    idle(&askers).await;
+    assert_eq!(fake.looks(), before + 1, "in its sandbox only, once");
+
+    askers.0.memory().age(FRESH);
+    fake.sandbox("a", 1, &[]);
+    assert!(known(askers.known(BRIDGE)).is_some(), "nobody has looked yet");
+    idle(&askers).await;
+    assert_eq!(askers.known(BRIDGE), Asker::New);
+}
+
+#[tokio::test]
+async fn what_was_found_long_ago_or_may_be_another_s_counts_only_after_a_look() {
     let (fake, askers) = askers();
     fake.sandbox("a", 1, &[BRIDGE.octets()]);
     fake.endpoint("e1", "ov_net1", "a");
     askers.find(BRIDGE).await;
-    {
-        // Instead of waiting.
-        let mut memory = askers.memory();
-        memory.found.values_mut().for_each(|it| it.1 = Instant::now().checked_sub(FRESH).unwrap());
-    }
-    assert!(askers.known(BRIDGE).is_none());
+    askers.0.memory().age(STALE);
+    assert_eq!(askers.known(BRIDGE), Asker::Familiar);
     assert_eq!(names(&askers.find(BRIDGE).await), ["ov_net1"]);
-    assert_eq!(fake.looks(), 2);
+    // One that has just come may have got the address.
+    askers.0.memory().age(FRESH);
     fake.sandbox("a", 1, &[]);
-    askers.memory().found.clear();
+    fake.sandbox("b", 2, &[BRIDGE.octets()]);
+    fake.endpoint("e2", "ov_net2", "b");
+    assert_eq!(askers.known(BRIDGE), Asker::Familiar);
+    assert_eq!(names(&askers.find(BRIDGE).await), ["ov_net2"]);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_made_after_its_endpoint_is_found() {
+    let (fake, askers) = askers();
+    fake.sandbox("a", 1, &[OVERLAY.octets()]);
+    fake.endpoint("e1", "ov_net1", "a");
+    fake.endpoint("e2", "ov_net2", "b");
+    // The round in which its namespace is not there yet.
     assert!(askers.find(BRIDGE).await.is_empty());
+    assert_eq!(names(&askers.find(OVERLAY).await), ["ov_net1"]);
+    fake.sandbox("b", 2, &[[10, 0, 0, 3], BRIDGE.octets()]);
+    assert_eq!(names(&askers.find([10, 0, 0, 3].into()).await), ["ov_net2"]);
+    assert_eq!(names(&known(askers.known(BRIDGE)).unwrap()), ["ov_net2"], "no stranger any more");
+}
+
+#[tokio::test]
+async fn a_stranger_is_one_for_long_where_nothing_comes_or_goes() {
+    let (fake, askers) = askers();
+    let [stranger, other] = [[172, 17, 0, 2].into(), [172, 17, 0, 3].into()];
+    fake.sandbox("a", 1, &[OVERLAY.octets()]);
+    fake.endpoint("e1", "ov_net1", "a");
+    // The endpoint has just come, and may get an address still.
+    assert!(askers.find(stranger).await.is_empty());
+    assert!(known(askers.known(stranger)).is_some_and(|it| it.is_empty()));
+    askers.0.memory().age(DOUBT);
+    assert_eq!(askers.known(stranger), Asker::New);
+
+    askers.0.memory().age(UNKNOWN);
+    idle(&askers).await;
+    let before = fake.looks();
+    let (a, b) = tokio::join!(askers.find(stranger), askers.find(other));
+    assert!(a.is_empty() && b.is_empty());
+    assert_eq!(fake.looks(), before + 1, "one round is for all who wait");
+    askers.0.memory().age(UNKNOWN / 2);
+    for address in [stranger, other] {
+        assert!(known(askers.known(address)).is_some_and(|it| it.is_empty()), "{address}");
+    }
+    fake.sandbox("b", 2, &[stranger.octets()]);
+    fake.endpoint("e2", "ov_net2", "b");
+    assert_eq!(askers.known(stranger), Asker::New);
+    assert_eq!(names(&askers.find(stranger).await), ["ov_net2"]);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_cannot_be_looked_into_leaves_a_doubt() {
+    let (fake, askers) = askers();
+    fake.sandbox("a", 1, &[OVERLAY.octets()]);
+    fake.endpoint("e1", "ov_net1", "a");
+    askers.find(OVERLAY).await;
+    askers.0.memory().age(UNKNOWN);
+    fake.broken.store(true, Ordering::SeqCst);
+    assert!(askers.find(BRIDGE).await.is_empty());
+    askers.0.memory().age(DOUBT);
+    assert_eq!(askers.known(BRIDGE), Asker::New);
+}
+
+#[tokio::test]
+async fn a_round_that_takes_longer_than_anybody_waits_is_still_of_use() {
+    let (fake, askers) = askers();
+    fake.sandbox("a", 1, &[OVERLAY.octets()]);
+    fake.endpoint("e1", "ov_net1", "a");
+    askers.find(OVERLAY).await;
+    let mut given_up = Box::pin(askers.find(BRIDGE));
+    assert!(futures::poll!(&mut given_up).is_pending());
+    while askers.0.memory().everywhere.is_none() {
+        tokio::task::yield_now().await;
+    }
+    drop(given_up);
+    idle(&askers).await;
+    assert!(known(askers.known(BRIDGE)).is_some_and(|it| it.is_empty()));
 }
 
 #[tokio::test]
@@ -190,7 +307,7 @@ async fn strangers_cost_a_few_scans_a_second_and_do_not_delay_others_much() {
     let scans = fake.looks();
     let most = 2 + began.elapsed().as_millis() / SCANS.as_millis();
     assert!(scans as u128 <= most, "{scans} scans, {most} at most");
-    assert!(askers.known([192, 168, 7, 0].into()).is_some_and(|it| it.is_empty()));
+    assert!(known(askers.known([192, 168, 7, 0].into())).is_some_and(|it| it.is_empty()));
 }
 
 #[tokio::test]

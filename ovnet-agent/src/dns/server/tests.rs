@@ -8,25 +8,31 @@ use hickory_server::proto::{
 use super::*;
 
 /// Knows askers by the last byte of their loopback address: 1 is on the network, 2 must be looked
-/// for, others are strangers.
+/// for, 4 again, 5 is never found; others are strangers.
 struct Fake {
     finds: AtomicUsize,
     addresses: Mutex<Vec<Ipv4Addr>>,
 }
 
 impl Knowledge for Fake {
-    fn known(&self, source: Ipv4Addr) -> Option<Networks> {
+    fn known(&self, source: Ipv4Addr) -> Asker {
         match source.octets()[3] {
-            1 => Some(on_network()),
-            2 => None,
-            _ => Some(Networks::default()),
+            1 => Asker::Known(on_network()),
+            2 => Asker::New,
+            4 => Asker::Familiar,
+            5 => Asker::New,
+            _ => Asker::Known(Networks::default()),
         }
     }
 
     async fn find(&self, source: Ipv4Addr) -> Networks {
         self.finds.fetch_add(1, Ordering::SeqCst);
         tokio::task::yield_now().await;
-        if source.octets()[3] == 2 { on_network() } else { Networks::default() }
+        match source.octets()[3] {
+            2 | 4 => on_network(),
+            5 => std::future::pending().await,
+            _ => Networks::default(),
+        }
     }
 
     fn answer(&self, networks: &[NetworkRecord], question: &Question, turn: usize) -> Answer {
@@ -155,6 +161,20 @@ async fn an_asker_is_looked_for_and_a_stranger_refused() {
     let stranger = client(3, server.address).await;
     let refused = ask(&stranger, "t2.").await;
     assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
+}
+
+#[tokio::test]
+async fn who_was_known_before_does_not_compete_with_forged_addresses() {
+    let server = start();
+    let forged = client(5, server.address).await;
+    let known_before = client(4, server.address).await;
+    for _ in 0..LOOKING + 10 {
+        forged.send(&query(1, "t2.")).await.unwrap();
+    }
+    let began = Instant::now();
+    assert_eq!(addresses(&ask(&known_before, "t2.").await).len(), 2);
+    assert!(began.elapsed() < LOOK, "the forged ones have not given up yet");
+    assert_eq!(server.knowledge.finds.load(Ordering::SeqCst), LOOKING + 1);
 }
 
 #[tokio::test]
