@@ -26,6 +26,8 @@ use crate::{
 pub const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 /// The bridge that Docker gives containers without another way out, and its address on the host.
 pub const GWBRIDGE: &str = "docker_gwbridge";
+/// How many servers Docker's resolver asks, and the C library's of a container without it.
+const MOST_ASKED: usize = 3;
 /// The list of plugins that Docker asks for leave, and the agent's name in it.
 const GUARD: &str = "authorization-plugins";
 const PLUGIN: &str = "ovnet";
@@ -60,17 +62,22 @@ pub async fn run(options: &DockerSetup) -> Result<()> {
     let plan = plan(before.as_deref(), agent, &host_servers, options.guard)
         .with_context(|| format!("{shown} is not changed"))?;
     let before = before.unwrap_or_default();
+    let too_many = too_many(&plan.dns);
     if plan.text == before {
         println!("nothing to change: {shown} has dns {:?}", plan.dns);
+        too_many.inspect(|line| println!("{line}"));
         return Ok(());
     }
     if options.write {
         write(&path, &plan.text)?;
         println!("{shown} now has dns {:?}", plan.dns);
+        too_many.inspect(|line| println!("{line}"));
         println!("restart Docker: systemctl restart docker");
     } else {
         print!("{}", difference(&before, &plan.text, &path));
-        println!("\nnothing is changed yet: add --write to write it");
+        println!();
+        too_many.inspect(|line| println!("{line}"));
+        println!("nothing is changed yet: add --write to write it");
     }
     Ok(())
 }
@@ -173,6 +180,17 @@ fn plan(
         _ => pretty(&file, before.unwrap_or_default())?,
     };
     Ok(Plan { text, dns })
+}
+
+/// What to say where the list is longer than containers ask: with the agent before them, the last of
+/// three servers is not asked any more.
+fn too_many(dns: &[String]) -> Option<String> {
+    let unasked = dns.get(MOST_ASKED..).filter(|unasked| !unasked.is_empty())?;
+    Some(format!(
+        "not asked: {}; containers ask the first {MOST_ASKED} servers only, so if one of these must \
+         be asked, put it right after the agent",
+        unasked.join(", ")
+    ))
 }
 
 /// An absent or empty file is dockerd's default, an empty object.

@@ -59,6 +59,17 @@ fn servers_of_the_file_stay_and_those_of_the_host_are_not_added() {
 }
 
 #[test]
+fn servers_that_nobody_asks_any_more_are_named() {
+    let said = |before| too_many(&planned(Some(before), &["192.168.1.1"]).unwrap().dns);
+    assert_eq!(said(r#"{"dns":["9.9.9.9","8.8.8.8"]}"#), None);
+    let line = said(r#"{"dns":["9.9.9.9","8.8.8.8","1.1.1.1"]}"#).unwrap();
+    assert!(line.starts_with("not asked: 1.1.1.1;") && !line.contains("9.9.9.9"), "{line}");
+    // The agent may be in the list already.
+    let line = said(r#"{"dns":["172.18.0.1","a","b","c","d"]}"#).unwrap();
+    assert!(line.starts_with("not asked: c, d;"), "{line}");
+}
+
+#[test]
 fn a_second_time_changes_nothing_not_even_spaces() {
     for before in [None, Some("{\"debug\" :true, \"dns\":[\"9.9.9.9\"]}")] {
         let once = planned(before, &["192.168.1.1"]).unwrap();
