@@ -3,7 +3,7 @@
 //! A query comes from any address inside a container, of an overlay or of docker_gwbridge, whose
 //! addresses only Docker and the kernel know. So the addresses inside the sandboxes of this host's
 //! endpoints are listed, which works for every runtime, and what was found is remembered
-//! ([`memory`]). What is not remembered is looked for by one task that all who wait share: first
+//! (in `memory`). What is not remembered is looked for by one task that all who wait share: first
 //! where an asker was before and in sandboxes never looked into, which is cheap and done at once,
 //! then everywhere, at most four times a second. It is a task of its own because those who wait
 //! give up: a round that takes longer than they wait is of use to the next who asks.
