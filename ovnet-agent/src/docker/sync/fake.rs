@@ -26,7 +26,7 @@ use crate::{
 /// Networks of a Consul that answers.
 pub(super) fn networks(records: &[&NetworkRecord]) -> Networks {
     let by_name = records.iter().map(|record| (record.name.clone(), (*record).clone()));
-    Networks { read: Some(by_name.collect()), lost: BTreeSet::new(), connected: true }
+    Networks { read: Some(by_name.collect()), connected: true, ..Networks::default() }
 }
 
 /// A Docker network that the agent made for a network.

@@ -1,7 +1,7 @@
 //! What is to be done so that this host's Docker and Consul's networks are the same. Pure.
 //!
 //! Absence is not an order (invariant 7): a Docker network is removed only where Consul answers
-//! and the deletion of its network was read.
+//! and the deletion of its network was read. A record that cannot be read is no deletion either.
 
 #[cfg(test)]
 mod tests;
@@ -132,6 +132,10 @@ impl<'a> Plan<'a> {
             }
             return;
         }
+        if consul.unreadable.contains(&network.name) {
+            self.unreadable(&network.name);
+            return;
+        }
         let gone = consul.read.is_some() && consul.by_id(&network.id).is_none();
         if consul.connected && consul.lost.contains(&network.name) {
             self.actions.push(Action::Restore { network: network.clone() });
@@ -156,6 +160,8 @@ impl<'a> Plan<'a> {
             self.standing.entry(&network.id).or_default().push(found);
             self.actions
                 .push(Action::Bind { docker_id: found.id.clone(), network: network.clone() });
+        } else if consul.unreadable.contains(&found.name) {
+            self.unreadable(&found.name);
         } else if consul.read.is_some() && self.view.strays.contains(&found.id) {
             self.notes.insert(format!(
                 "Docker network {name} is no network of the cluster: remove it with `docker \
@@ -163,6 +169,14 @@ impl<'a> Plan<'a> {
                 name = found.name
             ));
         }
+    }
+
+    /// A network whose record is there, whatever it says: it was not deleted.
+    fn unreadable(&mut self, name: &str) {
+        self.notes.insert(format!(
+            "network {name} stays on this host as it is: its record in Consul is of a newer ovnet; \
+             update ovnet on this host"
+        ));
     }
 
     /// What an interrupted create left: the older Docker network stays.

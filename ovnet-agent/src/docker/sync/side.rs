@@ -18,6 +18,8 @@ pub struct Networks {
     pub read: Option<BTreeMap<String, NetworkRecord>>,
     /// Names of those whose record vanished with Consul's data rather than by a deletion.
     pub lost: BTreeSet<String>,
+    /// Names of those whose record is there, but of a newer version than this agent reads.
+    pub unreadable: BTreeSet<String>,
     /// Whether Consul answers.
     pub connected: bool,
 }

@@ -134,6 +134,26 @@ fn absence_is_not_an_order() {
 }
 
 #[test]
+fn a_network_whose_record_cannot_be_read_stays_and_that_is_noted() {
+    let mut view = View { consul: networks(&[]), ..same() };
+    view.consul.unreadable.insert("ov_net1".into());
+    let noted = |view: &View| {
+        let (actions, notes) = plan(view);
+        assert_eq!(actions, []);
+        assert_eq!(notes.len(), 1);
+        assert!(notes.first().unwrap().contains("ov_net1 stays"), "{notes:?}");
+    };
+    noted(&view);
+    // Not put back either, where Consul was wiped and somebody wrote this since.
+    view.consul.lost.insert("ov_net1".into());
+    noted(&view);
+    // Nobody remembers the Docker network.
+    view.bound.clear();
+    view.strays.insert("d1".into());
+    noted(&view);
+}
+
+#[test]
 fn a_docker_network_that_is_gone_is_forgotten() {
     let mut view = View { docker: vec![], ..same() };
     let unbind = [Action::Unbind { docker_id: "d1".into(), network: net1() }];
@@ -199,50 +219,57 @@ fn take(view: &mut View, actions: Vec<Action>) {
 fn any_view() -> impl Strategy<Value = View> {
     let record = |n: u32| network(&format!("net{}", n / 2), 4096 + n);
     let subset = || prop::collection::btree_set(0..6u32, 0..6);
-    let consul = (subset(), prop::option::weighted(0.9, subset()), any::<bool>());
+    let unreadable = prop::collection::btree_set(0..6u32, 0..2);
+    let consul = (subset(), unreadable, prop::option::weighted(0.9, subset()), any::<bool>());
     let docker = prop::collection::btree_map(0..8usize, (0..6u32, 0..4u8), 0..6);
     let bound = prop::collection::btree_map(0..8usize, (0..6u32, any::<bool>()), 0..6);
     (consul, docker, bound, subset(), subset(), prop::collection::btree_set(0..8usize, 0..8))
-        .prop_map(move |((lost, read, connected), docker, bound, settled, resting, fresh)| {
-            let by_name = |n: u32| (record(n).name, record(n));
-            let consul = Networks {
-                read: read.map(|read| read.into_iter().map(by_name).collect()),
-                lost: lost.into_iter().map(|n| record(n).name).collect(),
-                connected,
-            };
-            let docker: Vec<_> = docker
-                .into_iter()
-                .map(|(id, (n, kind))| {
-                    let mut found = docker_network(&format!("d{id}"), &record(n));
-                    match kind {
-                        0 => found.driver = "bridge".into(),
-                        1 => found.options.clear(),
-                        _ => {}
+        .prop_map(
+            move |((lost, unreadable, read, connected), docker, bound, settled, resting, fresh)| {
+                let by_name = |n: u32| (record(n).name, record(n));
+                let names = |set: BTreeSet<u32>| set.into_iter().map(|n| record(n).name).collect();
+                let unreadable: BTreeSet<String> = names(unreadable);
+                let is_read = |(name, _): &(String, NetworkRecord)| !unreadable.contains(name);
+                let consul = Networks {
+                    read: read.map(|read| read.into_iter().map(by_name).filter(is_read).collect()),
+                    lost: names(lost),
+                    unreadable: unreadable.clone(),
+                    connected,
+                };
+                let docker: Vec<_> = docker
+                    .into_iter()
+                    .map(|(id, (n, kind))| {
+                        let mut found = docker_network(&format!("d{id}"), &record(n));
+                        match kind {
+                            0 => found.driver = "bridge".into(),
+                            1 => found.options.clear(),
+                            _ => {}
+                        }
+                        found
+                    })
+                    .collect();
+                // A network has one record, whoever has it; a pending one is bound once.
+                let mut pending = BTreeSet::new();
+                let mut known = BTreeMap::new();
+                for (id, (n, named)) in bound {
+                    let mut record = record(n);
+                    if !named && pending.insert(n) {
+                        record.name.clear();
                     }
-                    found
-                })
-                .collect();
-            // A network has one record, whoever has it; a pending one is bound once.
-            let mut pending = BTreeSet::new();
-            let mut known = BTreeMap::new();
-            for (id, (n, named)) in bound {
-                let mut record = record(n);
-                if !named && pending.insert(n) {
-                    record.name.clear();
+                    known.insert(format!("d{id}"), record);
                 }
-                known.insert(format!("d{id}"), record);
-            }
-            let ids = |set: BTreeSet<u32>| set.into_iter().map(|n| record(n).id).collect();
-            View {
-                consul,
-                bound: known,
-                docker,
-                fresh: fresh.into_iter().map(|id| format!("d{id}")).collect(),
-                settled: ids(settled),
-                resting: ids(resting),
-                strays: BTreeSet::new(),
-            }
-        })
+                let ids = |set: BTreeSet<u32>| set.into_iter().map(|n| record(n).id).collect();
+                View {
+                    consul,
+                    bound: known,
+                    docker,
+                    fresh: fresh.into_iter().map(|id| format!("d{id}")).collect(),
+                    settled: ids(settled),
+                    resting: ids(resting),
+                    strays: BTreeSet::new(),
+                }
+            },
+        )
 }
 
 proptest! {
@@ -256,6 +283,7 @@ proptest! {
             prop_assert!(view.settled.contains(&record.id));
             prop_assert!(view.consul.by_id(&record.id).is_none());
             prop_assert!(!view.consul.lost.contains(&record.name));
+            prop_assert!(!view.consul.unreadable.contains(&record.name));
         }
     }
 
