@@ -4,6 +4,7 @@
 //! Every call is bounded in time: while dockerd starts it accepts connections and answers nothing,
 //! and it does not describe a container while that container starts.
 
+mod choice;
 mod convert;
 #[cfg(test)]
 mod tests;
@@ -11,13 +12,12 @@ mod types;
 
 use std::{
     collections::BTreeMap,
+    io,
     net::Ipv4Addr,
-    path::Path,
-    str::FromStr,
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use bollard::{
     API_DEFAULT_VERSION, BollardRequest, ClientVersion, Docker,
     errors::Error as DockerError,
@@ -29,7 +29,10 @@ use bollard::{
 use futures::{StreamExt as _, stream::BoxStream};
 use http_body_util::{Either, Full};
 
-pub use self::types::{ContainerNames, DockerNetwork, EndpointNames, EndpointOwner, Event};
+pub use self::{
+    choice::DockerChoice,
+    types::{ContainerNames, DockerNetwork, EndpointNames, Event},
+};
 use crate::consul::schema::NetworkRecord;
 
 /// Name of our network and IPAM driver, as `docker network create -d` takes it.
@@ -39,79 +42,32 @@ pub const ID_OPTION: &str = "ovnet.id";
 /// Docker's option for the MTU of a network's interfaces, in bytes.
 pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 
-/// The bridge network over which Docker gives containers their way out.
-const GWBRIDGE: &str = "docker_gwbridge";
-/// Where a daemon listens by default; both are one folder on most systems.
-const SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
-/// Where a daemon that runs says so.
-const PROCESSES: [&str; 2] = ["/run/docker.pid", "/var/run/docker.pid"];
+/// The bridge network over which Docker gives containers their way out, and its interface.
+pub const GWBRIDGE: &str = "docker_gwbridge";
+/// The API since which a network says whether it has IPv4; before, all have.
+const IPV4_SWITCH: ClientVersion = ClientVersion { major_version: 1, minor_version: 48 };
 /// How long a question may take.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long making or removing a network may take: Docker calls our plugin in the middle of it,
 /// which asks Consul.
 const WORK: Duration = Duration::from_secs(30);
 
-/// Which daemon, if any: the value of `--docker`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum DockerChoice {
-    /// The one whose socket is in the usual place, whenever there is one.
-    #[default]
-    Auto,
-    /// None.
-    Off,
-    /// The one at this address, `unix:///…` or `tcp://…`.
-    Address(String),
-}
-
-impl DockerChoice {
-    /// The address of the daemon as things are now; `None` where there is none.
-    pub fn address(&self) -> Option<String> {
-        match self {
-            Self::Off => None,
-            Self::Address(address) => Some(address.clone()),
-            // Without its process there may be a socket all the same: systemd's, which would start
-            // a daemon that was stopped on purpose.
-            Self::Auto => PROCESSES.iter().any(|file| Path::new(file).exists()).then(|| {
-                let socket = SOCKETS.iter().find(|socket| Path::new(socket).exists());
-                socket.map(|socket| format!("unix://{socket}"))
-            })?,
-        }
-    }
-}
-
-impl FromStr for DockerChoice {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Ok(match text {
-            "auto" => Self::Auto,
-            "off" => Self::Off,
-            path if path.starts_with('/') => Self::Address(format!("unix://{path}")),
-            address
-                if ["unix:///", "tcp://", "http://"]
-                    .iter()
-                    .any(|scheme| address.len() > scheme.len() && address.starts_with(scheme)) =>
-            {
-                Self::Address(address.to_owned())
-            }
-            other => bail!("{other:?} is not auto, off, /PATH, unix:///PATH or tcp://HOST:PORT"),
-        })
-    }
-}
-
 /// A daemon that answered. Clones share everything; no connection is kept between calls.
 #[derive(Clone, Debug)]
 pub struct Daemon {
     docker: Docker,
-    /// What the path of every request begins with, `/v1.41`.
-    version: String,
+    /// What is spoken with it.
+    version: ClientVersion,
     address: String,
+    /// By what it was found.
+    choice: DockerChoice,
 }
 
 impl Daemon {
     /// Asks the daemon at an address what it speaks, and goes by that. An error where nothing
-    /// there answers in time.
-    pub async fn connect(address: &str) -> Result<Self> {
+    /// there answers in time. Afterwards nothing is asked where the choice says that this daemon
+    /// is not there any more.
+    pub async fn connect(choice: &DockerChoice, address: &str) -> Result<Self> {
         let ask = async {
             // The client itself names no version in its requests, which every daemon takes.
             let docker = open(address)?;
@@ -119,25 +75,23 @@ impl Daemon {
             let theirs = version.api_version.as_deref().and_then(parse_version);
             let theirs = theirs.context("its answer lacks the API version")?;
             let ours = *API_DEFAULT_VERSION;
-            let version = format!("/v{}", if theirs < ours { theirs } else { ours });
-            anyhow::Ok((docker, version))
+            anyhow::Ok((docker, if theirs < ours { theirs } else { ours }))
         };
         let (docker, version) = ask.await.with_context(|| format!("ask Docker at {address}"))?;
-        let prefix = version.clone();
-        let docker = docker.with_request_modifier(move |request| versioned(request, &prefix));
-        Ok(Self { docker, version, address: address.to_owned() })
+        let docker = docker.with_request_modifier(move |request| versioned(request, version));
+        Ok(Self { docker, version, address: address.to_owned(), choice: choice.clone() })
     }
 
-    /// The address it answers at.
-    pub fn address(&self) -> &str {
-        &self.address
+    /// Whether it is there, without asking it: a connection may start a daemon that was stopped.
+    pub fn is_there(&self) -> bool {
+        self.choice.address().as_deref() == Some(&self.address)
     }
 
     /// All networks of this host, those of other drivers too.
     pub async fn networks(&self) -> Result<Vec<DockerNetwork>> {
         let list = self.docker.list_networks(None::<ListNetworksOptions>);
         let list =
-            in_time(ANSWER, list).await.map_err(explain).context("list Docker's networks")?;
+            self.ask(ANSWER, list).await.map_err(explain).context("list Docker's networks")?;
         Ok(list.into_iter().filter_map(convert::listed).collect())
     }
 
@@ -148,11 +102,12 @@ impl Daemon {
         Ok(network.and_then(|network| convert::inspected(&network)))
     }
 
-    /// The endpoints in a network by their ids; `None` where Docker has no such network.
+    /// The endpoints in a network by their ids, each with Docker's id of its container, which is
+    /// `None` while the container only starts. `None` where Docker has no such network.
     pub async fn endpoints_of(
         &self,
         network: &str,
-    ) -> Result<Option<BTreeMap<String, EndpointOwner>>> {
+    ) -> Result<Option<BTreeMap<String, Option<String>>>> {
         Ok(self.inspect(network).await?.map(convert::endpoints))
     }
 
@@ -163,7 +118,7 @@ impl Daemon {
 
     /// Removes a network; one that is gone is no error. Docker refuses while containers use it.
     pub async fn remove_network(&self, id: &str) -> Result<()> {
-        match in_time(WORK, self.docker.remove_network(id)).await {
+        match self.ask(WORK, self.docker.remove_network(id)).await {
             Err(error) if is_missing(&error) => Ok(()),
             other => other.map_err(explain).with_context(|| format!("remove Docker network {id}")),
         }
@@ -173,31 +128,31 @@ impl Daemon {
     /// the container's start, where it is just starting.
     pub async fn names_of(&self, container: &str) -> Result<Option<ContainerNames>> {
         let inspect = self.docker.inspect_container(container, None::<InspectContainerOptions>);
-        match in_time(ANSWER, inspect).await {
+        match self.ask(ANSWER, inspect).await {
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(explain(error).context(format!("inspect container {container}"))),
             Ok(found) => Ok(Some(convert::names(found))),
         }
     }
 
-    /// The gateway address of `docker_gwbridge`, which is made the way Docker makes it where it
-    /// is missing.
-    pub async fn ensure_gwbridge(&self) -> Result<Ipv4Addr> {
-        let gateway = |found: DockerNetwork| {
-            // Where a user made it and named no gateway, Docker took the first address and does
-            // not say so.
-            let first = found.subnet.filter(|_| found.ip_range.is_none() && found.aux.is_empty());
-            let first = first.and_then(|subnet| subnet.hosts().next());
-            let gateway = found.gateway.or(first);
-            gateway.with_context(|| format!("Docker network {GWBRIDGE} has no gateway"))
-        };
-        if let Some(found) = self.network(GWBRIDGE).await? {
-            return gateway(found);
-        }
-        let made = self.create(convert::gwbridge_request()).await;
+    /// The gateway address of `docker_gwbridge`; `None` where Docker has no such network.
+    pub async fn gwbridge(&self) -> Result<Option<Ipv4Addr>> {
+        let Some(found) = self.network(GWBRIDGE).await? else { return Ok(None) };
+        // Where a user made it and named no gateway, Docker took the first address and does not
+        // say so.
+        let first = found.subnet.filter(|_| found.ip_range.is_none() && found.aux.is_empty());
+        let first = first.and_then(|subnet| subnet.hosts().next());
+        let gateway = found.gateway.or(first);
+        gateway.map(Some).with_context(|| format!("Docker network {GWBRIDGE} has no gateway"))
+    }
+
+    /// Makes `docker_gwbridge` the way Docker makes it. Returns its gateway address.
+    pub async fn make_gwbridge(&self) -> Result<Ipv4Addr> {
+        let request = convert::gwbridge_request(self.version >= IPV4_SWITCH);
+        let made = self.create(request).await;
         // Docker may have made it at the same moment, for a container of its own.
-        match self.network(GWBRIDGE).await? {
-            Some(found) => gateway(found),
+        match self.gwbridge().await? {
+            Some(address) => Ok(address),
             None => Err(made.err().unwrap_or_else(|| anyhow!("Docker lost network {GWBRIDGE}"))),
         }
     }
@@ -213,6 +168,9 @@ impl Daemon {
             filters: Some(convert::event_filters()),
             until: None,
         }));
+        if !self.is_there() {
+            return futures::stream::empty().boxed();
+        }
         let events = events.take_while(|event| {
             if let Err(error) = event {
                 tracing::debug!(%error, "Docker's events ended");
@@ -224,7 +182,7 @@ impl Daemon {
 
     async fn inspect(&self, id: &str) -> Result<Option<bollard::models::NetworkInspect>> {
         let inspect = self.docker.inspect_network(id, None::<InspectNetworkOptions>);
-        match in_time(ANSWER, inspect).await {
+        match self.ask(ANSWER, inspect).await {
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(explain(error).context(format!("inspect Docker network {id}"))),
             Ok(found) => Ok(Some(found)),
@@ -237,12 +195,26 @@ impl Daemon {
         let mut body = serde_json::to_value(&request).context(what.clone())?;
         body["CheckDuplicate"] = true.into();
         let body = body.to_string();
-        let version = self.version.clone();
+        let version = self.version;
         let docker = self.docker.clone().with_request_modifier(move |request| {
-            versioned(request, &version).map(|_| Either::Left(Full::from(body.clone())))
+            versioned(request, version).map(|_| Either::Left(Full::from(body.clone())))
         });
-        let made = in_time(WORK, docker.create_network(request)).await;
+        let made = self.ask(WORK, docker.create_network(request)).await;
         Ok(made.map_err(explain).context(what)?.id)
+    }
+
+    /// An answer in time. Each question is a new connection, so nothing is asked of a daemon that
+    /// is not there.
+    async fn ask<T>(
+        &self,
+        deadline: Duration,
+        call: impl Future<Output = Result<T, DockerError>>,
+    ) -> Result<T, DockerError> {
+        if !self.is_there() {
+            let err = io::Error::new(io::ErrorKind::NotConnected, "Docker stops");
+            return Err(DockerError::IOError { err });
+        }
+        in_time(deadline, call).await
     }
 }
 
@@ -257,11 +229,11 @@ fn open(address: &str) -> Result<Docker> {
 }
 
 /// Puts the version in front of a request's path, so that the answer is what the client knows.
-fn versioned(mut request: BollardRequest, version: &str) -> BollardRequest {
+fn versioned(mut request: BollardRequest, version: ClientVersion) -> BollardRequest {
     let mut parts = request.uri().clone().into_parts();
     let path = parts.path_and_query.as_ref().map_or("/", |path| path.as_str());
     // Joining two good paths makes a good one; otherwise Docker takes the request as it is.
-    if let Ok(path) = format!("{version}{path}").parse() {
+    if let Ok(path) = format!("/v{version}{path}").parse() {
         parts.path_and_query = Some(path);
     }
     if let Ok(uri) = hyper::Uri::from_parts(parts) {

@@ -9,21 +9,19 @@ use bollard::models::{
 };
 
 use super::{
-    ContainerNames, DRIVER, DockerNetwork, EndpointNames, EndpointOwner, Event, GWBRIDGE,
-    ID_OPTION, MTU_OPTION,
+    ContainerNames, DRIVER, DockerNetwork, EndpointNames, Event, GWBRIDGE, ID_OPTION, MTU_OPTION,
 };
 use crate::consul::schema::NetworkRecord;
 
 /// A network out of the list of them.
 pub(super) fn listed(network: Network) -> Option<DockerNetwork> {
-    let Network { name, id, created, driver, ipam, internal, options, labels, .. } = network;
+    let Network { name, id, created, driver, ipam, options, labels, .. } = network;
     Some(DockerNetwork {
         id: id?,
         name: name?,
         driver: driver.unwrap_or_default(),
         options: options.into_iter().flatten().collect(),
         labels: labels.into_iter().flatten().collect(),
-        internal: internal.unwrap_or_default(),
         created: created.unwrap_or_default(),
         ..addresses(ipam)
     })
@@ -31,20 +29,18 @@ pub(super) fn listed(network: Network) -> Option<DockerNetwork> {
 
 /// A network asked for by itself.
 pub(super) fn inspected(network: &NetworkInspect) -> Option<DockerNetwork> {
-    let NetworkInspect { name, id, created, driver, ipam, internal, options, labels, .. } =
-        network.clone();
-    listed(Network { name, id, created, driver, ipam, internal, options, labels, ..<_>::default() })
+    let NetworkInspect { name, id, created, driver, ipam, options, labels, .. } = network.clone();
+    listed(Network { name, id, created, driver, ipam, options, labels, ..<_>::default() })
 }
 
-/// The endpoints in a network. Docker's key for one is the id of its container, or `ep-` and the
+/// The endpoints in a network and their containers. Docker's key for one is the id of its container, or `ep-` and the
 /// endpoint's own id while Docker does not know the container yet.
-pub(super) fn endpoints(network: NetworkInspect) -> BTreeMap<String, EndpointOwner> {
+pub(super) fn endpoints(network: NetworkInspect) -> BTreeMap<String, Option<String>> {
     let containers = network.containers.into_iter().flatten();
     containers
         .filter_map(|(key, endpoint)| {
             let container = (!key.starts_with("ep-")).then_some(key);
-            let name = endpoint.name.unwrap_or_default();
-            Some((endpoint.endpoint_id?, EndpointOwner { container, name }))
+            Some((endpoint.endpoint_id?, container))
         })
         .collect()
 }
@@ -56,7 +52,6 @@ pub(super) fn names(container: ContainerInspectResponse) -> ContainerNames {
     let endpoints = networks.into_iter().flatten().filter_map(|(_, settings)| {
         let aliases = settings.aliases.into_iter().flatten();
         Some(EndpointNames {
-            network: settings.network_id?,
             endpoint: settings.endpoint_id.filter(|id| !id.is_empty())?,
             aliases: aliases.chain(settings.dns_names.into_iter().flatten()).collect(),
         })
@@ -98,14 +93,18 @@ pub(super) fn create_request(network: &NetworkRecord) -> NetworkCreateRequest {
 }
 
 /// The request for `docker_gwbridge`, as Docker itself makes it for the first container that needs
-/// one (libnetwork, default_gateway_linux.go). Docker chooses the subnet.
-pub(super) fn gwbridge_request() -> NetworkCreateRequest {
+/// one (libnetwork, default_gateway_linux.go). Docker chooses the subnet. Unlike that one, it would
+/// follow the daemon's `default-network-opts` where the request does not say what it has;
+/// `says_ipv4` where Docker understands that.
+pub(super) fn gwbridge_request(says_ipv4: bool) -> NetworkCreateRequest {
     let options = [("name", GWBRIDGE), ("enable_icc", "false"), ("enable_ip_masquerade", "true")];
     let options =
         options.map(|(key, value)| (format!("com.docker.network.bridge.{key}"), value.to_owned()));
     NetworkCreateRequest {
         name: GWBRIDGE.to_owned(),
         driver: Some("bridge".to_owned()),
+        enable_ipv4: says_ipv4.then_some(true),
+        enable_ipv6: Some(false),
         options: Some(HashMap::from(options)),
         ..Default::default()
     }
@@ -113,7 +112,7 @@ pub(super) fn gwbridge_request() -> NetworkCreateRequest {
 
 /// The events asked for.
 pub(super) fn event_filters() -> HashMap<String, Vec<String>> {
-    let events = ["create", "destroy", "connect", "disconnect", "rename", "start", "die"];
+    let events = ["create", "destroy", "connect", "rename", "start"];
     HashMap::from([
         ("type".to_owned(), vec!["network".to_owned(), "container".to_owned()]),
         ("event".to_owned(), events.map(str::to_owned).to_vec()),
@@ -124,22 +123,14 @@ pub(super) fn event_filters() -> HashMap<String, Vec<String>> {
 pub(super) fn event(message: EventMessage) -> Option<Event> {
     let actor = message.actor?;
     let id = actor.id?;
-    let mut attributes = actor.attributes.unwrap_or_default();
     let action = message.action?;
     Some(match (message.typ?, action.as_str()) {
-        (EventMessageTypeEnum::NETWORK, "create") => {
-            Event::NetworkCreated { id, name: attributes.remove("name").unwrap_or_default() }
-        }
+        (EventMessageTypeEnum::NETWORK, "create") => Event::NetworkCreated,
         (EventMessageTypeEnum::NETWORK, "destroy") => Event::NetworkDestroyed { id },
         (EventMessageTypeEnum::NETWORK, "connect") => {
-            Event::Connected { network: id, container: attributes.remove("container")? }
+            Event::ContainerChanged { id: actor.attributes?.remove("container")? }
         }
-        (EventMessageTypeEnum::NETWORK, "disconnect") => {
-            Event::Disconnected { network: id, container: attributes.remove("container")? }
-        }
-        (EventMessageTypeEnum::CONTAINER, "rename") => Event::Renamed { container: id },
-        (EventMessageTypeEnum::CONTAINER, "start") => Event::Started { container: id },
-        (EventMessageTypeEnum::CONTAINER, "die") => Event::Died { container: id },
+        (EventMessageTypeEnum::CONTAINER, "rename" | "start") => Event::ContainerChanged { id },
         _ => return None,
     })
 }

@@ -59,11 +59,15 @@ async fn old_daemon(folder: &tempfile::TempDir) -> (String, Seen) {
     (format!("unix://{}", path.display()), seen)
 }
 
+async fn connect(address: &str) -> Result<Daemon> {
+    Daemon::connect(&DockerChoice::Address(address.to_owned()), address).await
+}
+
 #[tokio::test]
 async fn an_old_daemon_is_asked_in_its_own_version() {
     let folder = tempfile::tempdir().unwrap();
     let (address, _) = old_daemon(&folder).await;
-    let daemon = Daemon::connect(&address).await.unwrap();
+    let daemon = connect(&address).await.unwrap();
     let wanted = DockerNetwork {
         id: "aa".into(),
         name: "br1".into(),
@@ -81,8 +85,8 @@ async fn an_old_daemon_is_asked_in_its_own_version() {
     assert_eq!(daemon.network("br2").await.unwrap(), None);
     assert_eq!(daemon.names_of("c9").await.unwrap(), None);
     let endpoints = daemon.endpoints_of("br1").await.unwrap().unwrap();
-    assert_eq!(endpoints["e1"].container.as_deref(), Some("c1"));
-    assert_eq!(endpoints["e2"], EndpointOwner { container: None, name: "t2".into() });
+    assert_eq!(endpoints["e1"].as_deref(), Some("c1"));
+    assert_eq!(endpoints["e2"], None);
     assert_eq!(daemon.endpoints_of("br2").await.unwrap(), None);
     daemon.remove_network("br2").await.unwrap();
     let error = daemon.remove_network("used").await.unwrap_err();
@@ -104,7 +108,7 @@ async fn what_docker_is_to_make_says_everything_about_the_network() {
     record.internal = true;
     record.options.insert("a".into(), "b".into());
     record.labels.insert("c".into(), "d".into());
-    let daemon = Daemon::connect(&address).await.unwrap();
+    let daemon = connect(&address).await.unwrap();
     assert_eq!(daemon.create_network(&record).await.unwrap(), "new");
     let (_, body) = seen.lock().unwrap().pop().unwrap();
     let id = record.id.as_str();
@@ -122,11 +126,11 @@ async fn nobody_at_the_socket_is_one_line_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("docker.sock");
     let address = format!("unix://{}", path.display());
-    let error = format!("{:#}", Daemon::connect(&address).await.unwrap_err());
+    let error = format!("{:#}", connect(&address).await.unwrap_err());
     assert!(error.starts_with(&format!("ask Docker at {address}: ")), "{error}");
     // A socket file that its daemon left behind.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let error = format!("{:#}", Daemon::connect(&address).await.unwrap_err());
+    let error = format!("{:#}", connect(&address).await.unwrap_err());
     assert!(error.contains("refused") && !error.contains('\n'), "{error}");
 }
 
@@ -151,20 +155,15 @@ fn events_are_read_as_docker_writes_them() {
     let line = r#"{"Type":"network","Action":"connect","Actor":{"ID":"n1","Attributes":
         {"container":"c1","name":"lnet","type":"ovl"}},"scope":"local","time":1795407263,
         "timeNano":1795407263195303572}"#;
-    let connected = Event::Connected { network: "n1".into(), container: "c1".into() };
-    assert_eq!(read(line), Some(connected.clone()));
-    let create = line.replace("connect", "create");
-    let created = Event::NetworkCreated { id: "n1".into(), name: "lnet".into() };
-    assert_eq!(read(&create), Some(created));
+    let changed = Event::ContainerChanged { id: "c1".into() };
+    assert_eq!(read(line), Some(changed.clone()));
+    assert_eq!(read(&line.replace("connect", "create")), Some(Event::NetworkCreated));
     let destroyed = Event::NetworkDestroyed { id: "n1".into() };
     assert_eq!(read(&line.replace("connect", "destroy")), Some(destroyed));
-    let disconnected = Event::Disconnected { network: "n1".into(), container: "c1".into() };
-    assert_eq!(read(&line.replace("connect", "disconnect")), Some(disconnected));
     let container = line.replace("network", "container").replace("n1", "c1");
     let container = |action| read(&container.replace("connect", action));
-    assert_eq!(container("start"), Some(Event::Started { container: "c1".into() }));
-    assert_eq!(container("rename"), Some(Event::Renamed { container: "c1".into() }));
-    assert_eq!(container("die"), Some(Event::Died { container: "c1".into() }));
+    assert_eq!(container("start"), Some(changed.clone()));
+    assert_eq!(container("rename"), Some(changed));
     assert_eq!(container("exec_start: sh"), None);
 }
 
@@ -176,14 +175,45 @@ fn names_of_both_kinds_are_read() {
         "old": {"NetworkID": "n2", "EndpointID": "e2", "Aliases": null},
         "stopped": {"NetworkID": "n3", "EndpointID": ""}}}});
     let mut names = convert::names(serde_json::from_value(inspected).unwrap());
-    names.endpoints.sort_by(|a, b| a.network.cmp(&b.network));
-    let endpoint = |network: &str, endpoint: &str, aliases: &[&str]| EndpointNames {
-        network: network.into(),
+    names.endpoints.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
+    let endpoint = |endpoint: &str, aliases: &[&str]| EndpointNames {
         endpoint: endpoint.into(),
         aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
     };
-    let new = endpoint("n1", "e1", &["web", "t1", "web", "c1"]);
-    let wanted = [new, endpoint("n2", "e2", &[])];
+    let new = endpoint("e1", &["web", "t1", "web", "c1"]);
+    let wanted = [new, endpoint("e2", &[])];
     assert_eq!((names.id.as_str(), names.name.as_str()), ("c1", "t1"));
     assert_eq!(names.endpoints, wanted);
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_not_there_any_more_is_not_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, seen) = old_daemon(&folder).await;
+    let mut daemon = connect(&address).await.unwrap();
+    assert!(daemon.is_there());
+    daemon.choice = DockerChoice::Off;
+    assert!(!daemon.is_there());
+    seen.lock().unwrap().clear();
+    let error = daemon.networks().await.unwrap_err();
+    assert_eq!(format!("{error:#}"), "list Docker's networks: Docker stops");
+    assert!(daemon.create_network(&network("ov_net1", 4096)).await.is_err());
+    assert_eq!(daemon.events().next().await, None);
+    assert!(seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_gateway_bridge_does_not_follow_the_defaults_for_other_networks() {
+    let new = serde_json::to_value(convert::gwbridge_request(true)).unwrap();
+    assert_eq!((&new["EnableIPv4"], &new["EnableIPv6"]), (&json!(true), &json!(false)));
+
+    let folder = tempfile::tempdir().unwrap();
+    let (address, seen) = old_daemon(&folder).await;
+    let daemon = connect(&address).await.unwrap();
+    assert_eq!(daemon.gwbridge().await.unwrap(), None);
+    // This daemon forgets it at once.
+    assert!(daemon.make_gwbridge().await.is_err());
+    let created = seen.lock().unwrap().iter().find(|(line, _)| line.starts_with("POST")).cloned();
+    let (_, body) = created.unwrap();
+    assert_eq!((&body["EnableIPv6"], body.get("EnableIPv4")), (&json!(false), None));
 }

@@ -19,8 +19,6 @@ pub struct DockerNetwork {
     pub options: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Whether it has no way out.
-    pub internal: bool,
     /// Its first IPv4 subnet.
     pub subnet: Option<Ipv4Net>,
     /// The gateway's address in that subnet.
@@ -45,15 +43,6 @@ impl DockerNetwork {
     }
 }
 
-/// Which container an endpoint belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointOwner {
-    /// Docker's id of the container; `None` while the container only starts.
-    pub container: Option<String>,
-    /// The container's name.
-    pub name: String,
-}
-
 /// What a container is called, and its endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerNames {
@@ -68,8 +57,6 @@ pub struct ContainerNames {
 /// What a container is called in one network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointNames {
-    /// Docker's id of the network.
-    pub network: String,
     /// Docker's id of the endpoint.
     pub endpoint: String,
     /// Aliases, and the other names Docker's own DNS server has for it.
@@ -80,44 +67,15 @@ pub struct EndpointNames {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A network, of any driver, was made.
-    NetworkCreated {
-        /// Docker's id of it.
-        id: String,
-        /// Its name.
-        name: String,
-    },
+    NetworkCreated,
     /// A network, of any driver, was removed.
     NetworkDestroyed {
         /// Docker's id of it.
         id: String,
     },
-    /// A container got an endpoint in a network.
-    Connected {
-        /// Docker's id of the network.
-        network: String,
-        /// Docker's id of the container.
-        container: String,
-    },
-    /// A container lost its endpoint in a network.
-    Disconnected {
-        /// Docker's id of the network.
-        network: String,
-        /// Docker's id of the container.
-        container: String,
-    },
-    /// A container has another name.
-    Renamed {
+    /// A container got an endpoint, started or has another name.
+    ContainerChanged {
         /// Docker's id of it.
-        container: String,
-    },
-    /// A container started.
-    Started {
-        /// Docker's id of it.
-        container: String,
-    },
-    /// A container ended.
-    Died {
-        /// Docker's id of it.
-        container: String,
+        id: String,
     },
 }

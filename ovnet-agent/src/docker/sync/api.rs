@@ -7,7 +7,7 @@ use futures::stream::BoxStream;
 
 use crate::{
     consul::schema::NetworkRecord,
-    docker::daemon::{ContainerNames, Daemon, DockerChoice, DockerNetwork, EndpointOwner, Event},
+    docker::daemon::{ContainerNames, Daemon, DockerChoice, DockerNetwork, Event},
 };
 
 /// Finds this host's daemon.
@@ -22,12 +22,13 @@ pub(super) trait Dial: Send + Sync + 'static {
 
 /// A daemon. The methods are those of [`Daemon`], which describes them.
 pub(super) trait Api: Clone + Send + Sync + 'static {
+    fn is_there(&self) -> bool;
     fn networks(&self) -> impl Future<Output = Result<Vec<DockerNetwork>>> + Send;
     fn network(&self, id: &str) -> impl Future<Output = Result<Option<DockerNetwork>>> + Send;
     fn endpoints_of(
         &self,
         network: &str,
-    ) -> impl Future<Output = Result<Option<BTreeMap<String, EndpointOwner>>>> + Send;
+    ) -> impl Future<Output = Result<Option<BTreeMap<String, Option<String>>>>> + Send;
     fn create_network(
         &self,
         network: &NetworkRecord,
@@ -37,7 +38,8 @@ pub(super) trait Api: Clone + Send + Sync + 'static {
         &self,
         container: &str,
     ) -> impl Future<Output = Result<Option<ContainerNames>>> + Send;
-    fn ensure_gwbridge(&self) -> impl Future<Output = Result<Ipv4Addr>> + Send;
+    fn gwbridge(&self) -> impl Future<Output = Result<Option<Ipv4Addr>>> + Send;
+    fn make_gwbridge(&self) -> impl Future<Output = Result<Ipv4Addr>> + Send;
     fn events(&self) -> BoxStream<'static, Event>;
 }
 
@@ -49,11 +51,15 @@ impl Dial for DockerChoice {
     }
 
     async fn dial(&self, address: &str) -> Result<Daemon> {
-        Daemon::connect(address).await
+        Daemon::connect(self, address).await
     }
 }
 
 impl Api for Daemon {
+    fn is_there(&self) -> bool {
+        self.is_there()
+    }
+
     async fn networks(&self) -> Result<Vec<DockerNetwork>> {
         self.networks().await
     }
@@ -62,7 +68,10 @@ impl Api for Daemon {
         self.network(id).await
     }
 
-    async fn endpoints_of(&self, network: &str) -> Result<Option<BTreeMap<String, EndpointOwner>>> {
+    async fn endpoints_of(
+        &self,
+        network: &str,
+    ) -> Result<Option<BTreeMap<String, Option<String>>>> {
         self.endpoints_of(network).await
     }
 
@@ -78,8 +87,12 @@ impl Api for Daemon {
         self.names_of(container).await
     }
 
-    async fn ensure_gwbridge(&self) -> Result<Ipv4Addr> {
-        self.ensure_gwbridge().await
+    async fn gwbridge(&self) -> Result<Option<Ipv4Addr>> {
+        self.gwbridge().await
+    }
+
+    async fn make_gwbridge(&self) -> Result<Ipv4Addr> {
+        self.make_gwbridge().await
     }
 
     fn events(&self) -> BoxStream<'static, Event> {

@@ -17,9 +17,7 @@ use super::{
 };
 use crate::{
     consul::schema::{EndpointRecord, EndpointState, NetworkRecord, VERSION, format_mac, mac_of},
-    docker::daemon::{
-        ContainerNames, DRIVER, DockerNetwork, EndpointNames, EndpointOwner, Event, ID_OPTION,
-    },
+    docker::daemon::{ContainerNames, DRIVER, DockerNetwork, EndpointNames, Event, ID_OPTION},
     state::{DockerEndpoint, LocalEndpoint},
 };
 
@@ -64,14 +62,28 @@ pub(super) struct State {
     pub(super) docker: BTreeMap<String, DockerNetwork>,
     /// Docker's ids of networks Docker is in the middle of making.
     pub(super) unfinished: BTreeSet<String>,
-    pub(super) listed: BTreeMap<String, BTreeMap<String, EndpointOwner>>,
+    pub(super) listed: BTreeMap<String, BTreeMap<String, Option<String>>>,
     pub(super) containers: BTreeMap<String, ContainerNames>,
     /// Containers that are starting: nothing is answered about them.
     pub(super) starting: BTreeSet<String>,
+    /// Containers that Docker fails to describe.
+    pub(super) nameless: BTreeSet<String>,
     /// Names that cannot be published, and those that another host has.
     pub(super) unpublishable: BTreeSet<String>,
+    /// Docker networks, by Docker's id, about whose endpoints nothing is answered.
+    pub(super) stuck: BTreeSet<String>,
+    /// Docker is stopping, but has not ended the events.
+    pub(super) stopping: bool,
+    pub(super) gwbridge: Option<Ipv4Addr>,
+    /// How many looks have missed `docker_gwbridge`, and how many had when it was made.
+    pub(super) bridge_missed: usize,
+    pub(super) bridge_made: Vec<usize>,
+    /// What making a network and naming an endpoint wait for, and what of that was begun.
+    pub(super) gate: Option<watch::Receiver<bool>>,
+    pub(super) begun: Vec<String>,
     next: usize,
-    events: Vec<mpsc::UnboundedSender<Event>>,
+    /// What hears of events, of the sessions that were going on when the last one happened.
+    pub(super) events: Vec<mpsc::UnboundedSender<Event>>,
 }
 
 impl Fake {
@@ -158,11 +170,9 @@ impl Fake {
             docker: Some(DockerEndpoint { network: docker_network.into(), container: None }),
         };
         state.endpoints.insert(id.clone(), local);
-        let owner =
-            EndpointOwner { container: Some(container.into()), name: format!("name-{container}") };
-        state.listed.entry(docker_network.into()).or_default().insert(id.clone(), owner);
+        let listed = state.listed.entry(docker_network.into()).or_default();
+        listed.insert(id.clone(), Some(container.into()));
         let endpoint = EndpointNames {
-            network: docker_network.into(),
             endpoint: id,
             aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
         };
@@ -172,6 +182,18 @@ impl Fake {
             endpoints: vec![endpoint],
         };
         state.containers.insert(container.into(), names);
+    }
+
+    /// Begins something, and waits where there is a gate.
+    async fn begin(&self, what: &str) {
+        let gate = {
+            let mut state = self.state();
+            state.begun.push(what.to_owned());
+            state.gate.clone()
+        };
+        if let Some(mut gate) = gate {
+            gate.wait_for(|open| *open).await.unwrap();
+        }
     }
 
     fn up(&self) -> Result<MutexGuard<'_, State>> {
@@ -192,7 +214,7 @@ impl Dial for Fake {
     type Api = Self;
 
     fn address(&self) -> Option<String> {
-        Some("unix:///fake".into())
+        (!self.state().stopping).then(|| "unix:///fake".into())
     }
 
     async fn dial(&self, _: &str) -> Result<Self> {
@@ -201,6 +223,10 @@ impl Dial for Fake {
 }
 
 impl Api for Fake {
+    fn is_there(&self) -> bool {
+        self.address().is_some()
+    }
+
     async fn networks(&self) -> Result<Vec<DockerNetwork>> {
         let state = self.up()?;
         let whole = state.docker.values().filter(|n| !state.unfinished.contains(&n.id));
@@ -211,13 +237,17 @@ impl Api for Fake {
         Ok(Api::networks(self).await?.into_iter().find(|network| network.id == id))
     }
 
-    async fn endpoints_of(&self, id: &str) -> Result<Option<BTreeMap<String, EndpointOwner>>> {
+    async fn endpoints_of(&self, id: &str) -> Result<Option<BTreeMap<String, Option<String>>>> {
+        if self.state().stuck.contains(id) {
+            std::future::pending::<()>().await;
+        }
         let state = self.up()?;
         let listed = || state.listed.get(id).cloned().unwrap_or_default();
         Ok(state.docker.contains_key(id).then(listed))
     }
 
     async fn create_network(&self, network: &NetworkRecord) -> Result<String> {
+        self.begin(&network.name).await;
         let mut state = self.up()?;
         assert!(state.creating.contains(&network.id));
         let taken = state.docker.values().any(|other| other.name == network.name);
@@ -241,11 +271,22 @@ impl Api for Fake {
         if self.state().starting.contains(container) {
             std::future::pending::<()>().await;
         }
-        Ok(self.up()?.containers.get(container).cloned())
+        let state = self.up()?;
+        ensure!(!state.nameless.contains(container), "inspect container {container}: no");
+        Ok(state.containers.get(container).cloned())
     }
 
-    async fn ensure_gwbridge(&self) -> Result<Ipv4Addr> {
-        self.up().map(|_| Ipv4Addr::new(172, 18, 0, 1))
+    async fn gwbridge(&self) -> Result<Option<Ipv4Addr>> {
+        let mut state = self.up()?;
+        state.bridge_missed += usize::from(state.gwbridge.is_none());
+        Ok(state.gwbridge)
+    }
+
+    async fn make_gwbridge(&self) -> Result<Ipv4Addr> {
+        let mut state = self.up()?;
+        let missed = std::mem::take(&mut state.bridge_missed);
+        state.bridge_made.push(missed);
+        Ok(*state.gwbridge.insert(Ipv4Addr::new(172, 18, 0, 1)))
     }
 
     fn events(&self) -> BoxStream<'static, Event> {
@@ -341,6 +382,7 @@ impl Side for Fake {
     }
 
     async fn name_endpoint(&self, id: &str, container: &str, names: Vec<String>) -> Result<()> {
+        self.begin(id).await;
         let mut state = self.state();
         let endpoint = state.endpoints.get_mut(id).ok_or_else(|| anyhow!("no endpoint {id}"))?;
         endpoint.record.names = names;

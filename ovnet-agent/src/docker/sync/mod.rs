@@ -12,9 +12,11 @@ mod api;
 mod endpoints;
 #[cfg(test)]
 mod fake;
+mod gwbridge;
 mod memory;
 mod names;
 mod notes;
+mod over;
 mod pass;
 mod plan;
 mod publish;
@@ -41,6 +43,7 @@ use self::{
     endpoints::Endpoints,
     memory::Memory,
     notes::{Notes, Part},
+    over::{Over, true_in},
     publish::Publisher,
 };
 use super::daemon::{DockerChoice, Event};
@@ -84,6 +87,8 @@ struct Happened {
     again: Arc<Notify>,
     /// Docker's ids of networks that were removed since the last pass.
     destroyed: Mutex<Vec<String>>,
+    /// Docker is not there any more, whether or not it has ended the events.
+    gone: Notify,
 }
 
 impl<S: Side> Task<S> {
@@ -127,31 +132,34 @@ impl<S: Side> Task<S> {
     }
 
     /// Works with a daemon until it, or the agent, ends. The parts run side by side, so that none
-    /// waits for another; each finishes what it has begun.
+    /// waits for another. From the end on each begins nothing new and drops what it asks, but
+    /// finishes what it changes; every such step is bounded in time.
     async fn session<A: Api>(&mut self, api: A, ending: watch::Receiver<bool>) {
         let Self { side, gwbridge, every, memory, endpoints, notes } = self;
         endpoints.docker_came_back();
         let happened = Happened::default();
         let events = api.events();
-        let publisher = Publisher::new(api.clone(), side.clone(), Arc::clone(&happened.again));
-        let (containers, asked) = mpsc::unbounded_channel();
         let (end, over) = watch::channel(false);
+        let over = Over::new(over, ending.clone());
+        let (again, over) = (Arc::clone(&happened.again), &over);
+        let publisher = Publisher::new(api.clone(), side.clone(), again, over.clone());
+        let (containers, asked) = mpsc::unbounded_channel();
         let route = async {
             route(events, &happened, &containers, ending).await;
             end.send_replace(true);
         };
         tokio::join!(
             route,
-            publisher.run(over.clone()),
-            names::run(api.clone(), side.clone(), *every, asked, over.clone()),
-            watch_gwbridge(&api, gwbridge, notes, *every, over.clone()),
-            passes(&publisher, &happened, (memory, endpoints), notes, *every, over.clone()),
+            publisher.run(),
+            names::run(api.clone(), side.clone(), notes, *every, asked, over.clone()),
+            gwbridge::watch(&api, gwbridge, notes, *every, &happened.gone, over.clone()),
+            passes(&publisher, &happened, (memory, endpoints), notes, *every),
         );
         tracing::info!("the connection to Docker ended");
     }
 }
 
-/// Hands events on until there are no more, or the agent ends.
+/// Hands events on until there are no more, Docker is gone, or the agent ends.
 async fn route(
     mut events: BoxStream<'static, Event>,
     happened: &Happened,
@@ -161,25 +169,20 @@ async fn route(
     loop {
         let event = tokio::select! {
             () = true_in(&mut ending) => return,
+            () = happened.gone.notified() => return,
             event = events.next() => event,
         };
         match event {
             None => return,
-            Some(Event::NetworkCreated { .. }) => happened.again.notify_one(),
+            Some(Event::NetworkCreated) => happened.again.notify_one(),
             Some(Event::NetworkDestroyed { id }) => {
                 happened.destroyed.lock().unwrap_or_else(PoisonError::into_inner).push(id);
                 happened.again.notify_one();
             }
-            Some(
-                Event::Connected { container, .. }
-                | Event::Started { container }
-                | Event::Renamed { container },
-            ) => {
+            Some(Event::ContainerChanged { id }) => {
                 // The receiver is gone only at the session's end.
-                let _ = containers.send(container);
+                let _ = containers.send(id);
             }
-            // The plugin is called for these.
-            Some(Event::Disconnected { .. } | Event::Died { .. }) => {}
         }
     }
 }
@@ -191,8 +194,8 @@ async fn passes<A: Api, S: Side>(
     (memory, endpoints): (&mut Memory, &mut Endpoints),
     notes: &Notes<S>,
     every: Duration,
-    mut over: watch::Receiver<bool>,
 ) {
+    let mut over = publisher.over.clone();
     let mut changed = publisher.side.changed();
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -200,7 +203,7 @@ async fn passes<A: Api, S: Side>(
         let now = Instant::now();
         let due = memory.due(now).map_or(every, |due| due - now);
         let all = tokio::select! {
-            () = true_in(&mut over) => return,
+            () = over.wait() => return,
             _ = ticks.tick() => true,
             () = happened.again.notified() => false,
             () = tokio::time::sleep(due) => false,
@@ -211,50 +214,32 @@ async fn passes<A: Api, S: Side>(
                 false
             }
         };
+        if !publisher.api.is_there() {
+            happened.gone.notify_one();
+            return;
+        }
         let destroyed =
             std::mem::take(&mut *happened.destroyed.lock().unwrap_or_else(PoisonError::into_inner));
-        destroyed.into_iter().for_each(|id| memory.destroyed(id));
+        for id in destroyed {
+            endpoints.has_network(&id);
+            memory.destroyed(id);
+        }
         let docker = match pass::networks(publisher, memory).await {
-            Ok((docker, found)) => {
+            Ok(Some((docker, found))) => {
                 notes.set(Part::Networks, found);
                 docker
             }
+            Ok(None) => return,
             failed => {
                 notes.set_result(Part::Networks, &failed);
                 continue;
             }
         };
+        docker.iter().for_each(|network| endpoints.has_network(&network.id));
         if all {
-            let side = &publisher.side;
-            let found = endpoints.check(&publisher.api, side, &docker, Instant::now()).await;
+            let Publisher { api, side, .. } = publisher;
+            let found = endpoints.check(api, side, &docker, &mut over, Instant::now()).await;
             notes.set(Part::Endpoints, found);
         }
     }
-}
-
-/// Keeps the gateway address of Docker's bridge known.
-async fn watch_gwbridge<A: Api, S: Side>(
-    api: &A,
-    gwbridge: &watch::Sender<Option<Ipv4Addr>>,
-    notes: &Notes<S>,
-    every: Duration,
-    mut over: watch::Receiver<bool>,
-) {
-    loop {
-        let address = api.ensure_gwbridge().await;
-        notes.set_result(Part::Gwbridge, &address);
-        if let Ok(address) = address {
-            gwbridge.send_if_modified(|known| known.replace(address) != Some(address));
-        }
-        tokio::select! {
-            () = true_in(&mut over) => return,
-            () = tokio::time::sleep(every) => {}
-        }
-    }
-}
-
-/// Waits until it is true, or its sender is gone.
-async fn true_in(receiver: &mut watch::Receiver<bool>) {
-    // The guard this returns would be held on to by a select!.
-    let _ = receiver.wait_for(|now| *now).await;
 }

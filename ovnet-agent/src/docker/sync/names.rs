@@ -10,11 +10,16 @@ use std::{
 
 use anyhow::Result;
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc},
     task::JoinSet,
 };
 
-use super::{api::Api, side::Side, true_in};
+use super::{
+    api::Api,
+    notes::{Notes, Part},
+    over::Over,
+    side::Side,
+};
 use crate::{
     consul::schema::check_name,
     docker::daemon::{ContainerNames, EndpointNames},
@@ -24,52 +29,88 @@ use crate::{
 const AT_ONCE: usize = 8;
 /// Of the looks at endpoints whose container is not known, every which is one at all of them.
 const ALL_EVERY: u32 = 6;
+/// How many times in a row something must fail to be worth a note.
+const FAILED: u32 = 2;
 /// The length of a short id.
 const SHORT: usize = 12;
 
 /// Looks up each container sent, and every `every` those of endpoints whose container is not known,
-/// until Docker went away.
+/// until the session is over. What is being said then is said to the end.
 pub(super) async fn run<A: Api, S: Side>(
     api: A,
     side: S,
+    notes: &Notes<S>,
     every: Duration,
     mut containers: mpsc::UnboundedReceiver<String>,
-    mut over: watch::Receiver<bool>,
+    mut over: Over,
 ) {
     let mut lookups = Lookups {
         api,
         side,
+        over: over.clone(),
         tasks: JoinSet::new(),
         open: BTreeMap::new(),
+        looking: false,
         turns: Arc::new(Semaphore::new(AT_ONCE)),
+        ours: BTreeSet::new(),
+        failed: BTreeMap::new(),
     };
     let mut ticks = tokio::time::interval(every);
     let mut looks = 0;
     loop {
         tokio::select! {
-            () = true_in(&mut over) => return,
+            () = over.wait() => break,
             Some(container) = containers.recv() => lookups.start(container),
             Some(done) = lookups.tasks.join_next() => {
-                if let Ok(container) = done {
-                    lookups.finished(&container);
+                if let Ok(done) = done {
+                    lookups.finished(done);
+                    notes.set(Part::Names, lookups.notes());
                 }
             }
             _ = ticks.tick() => {
-                lookups.look_around(looks % ALL_EVERY == 0).await;
-                looks += 1;
+                if !lookups.looking {
+                    lookups.look_around(looks % ALL_EVERY == 0);
+                    looks += 1;
+                }
             }
         }
     }
+    while lookups.tasks.join_next().await.is_some() {}
 }
 
 struct Lookups<A, S> {
     api: A,
     side: S,
-    tasks: JoinSet<String>,
+    over: Over,
+    tasks: JoinSet<Done>,
     /// The containers that are being looked up, each with whether it is to be done once more:
     /// what is on its way may have been asked for before the change.
     open: BTreeMap<String, bool>,
+    /// Whether a look around is on its way.
+    looking: bool,
     turns: Arc<Semaphore>,
+    /// The containers that have endpoints of ours, and the Docker networks that were asked for
+    /// them, as of the last look around. Others are none of our business.
+    ours: BTreeSet<String>,
+    /// How many times in a row asking about these failed, and the last error.
+    failed: BTreeMap<String, (u32, String)>,
+}
+
+/// What a task has done.
+enum Done {
+    LookedUp { container: String, result: Result<()> },
+    LookedAround { all: bool, found: Around },
+}
+
+/// The containers of endpoints.
+#[derive(Default)]
+struct Around {
+    /// Those that were known.
+    known: BTreeSet<String>,
+    /// Those that Docker told of now.
+    new: BTreeSet<String>,
+    /// The Docker networks that were asked for these, by Docker's id, and whether it answered.
+    asked: BTreeMap<String, Result<()>>,
 }
 
 impl<A: Api, S: Side> Lookups<A, S> {
@@ -80,54 +121,102 @@ impl<A: Api, S: Side> Lookups<A, S> {
         }
         self.open.insert(container.clone(), false);
         let (api, side, turns) = (self.api.clone(), self.side.clone(), Arc::clone(&self.turns));
+        let mut over = self.over.clone();
         self.tasks.spawn(async move {
             // The semaphore is never closed; without a turn it is tried at the next look.
-            if let Ok(_turn) = turns.acquire().await
-                && let Err(error) = look_up(&api, &side, &container).await
-            {
-                tracing::debug!(container, error = format!("{error:#}"), "names are asked again");
-            }
-            container
+            let result = match over.or(turns.acquire()).await {
+                Some(Ok(_turn)) => look_up(&api, &side, &container, &mut over).await,
+                _ => Ok(()),
+            };
+            Done::LookedUp { container, result }
         });
     }
 
-    fn finished(&mut self, container: &str) {
-        if self.open.remove(container) == Some(true) {
-            self.start(container.to_owned());
+    /// Finds the containers of endpoints, to look up the new ones or all.
+    fn look_around(&mut self, all: bool) {
+        self.looking = true;
+        let (api, side, mut over) = (self.api.clone(), self.side.clone(), self.over.clone());
+        self.tasks.spawn(async move {
+            Done::LookedAround { all, found: look_around(&api, &side, &mut over).await }
+        });
+    }
+
+    fn finished(&mut self, done: Done) {
+        match done {
+            Done::LookedUp { container, result } => {
+                let once_more = self.open.remove(&container) == Some(true);
+                self.count(&container, result);
+                if once_more {
+                    self.start(container);
+                }
+            }
+            Done::LookedAround { all, found: Around { known, new, asked } } => {
+                self.looking = false;
+                self.ours = known.iter().chain(&new).chain(asked.keys()).cloned().collect();
+                asked.into_iter().for_each(|(network, result)| self.count(&network, result));
+                self.failed.retain(|what, _| self.ours.contains(what));
+                let again = known.into_iter().filter(|id| all || self.failed.contains_key(id));
+                let again: Vec<_> = again.chain(new).collect();
+                again.into_iter().for_each(|container| self.start(container));
+            }
         }
     }
 
-    /// Finds the containers of endpoints, those whose container is not known or all.
-    async fn look_around(&mut self, all: bool) {
-        let mut unknown = BTreeMap::<String, BTreeSet<String>>::new();
-        for endpoint in self.side.endpoints() {
-            match endpoint.docker {
-                Some(docker) if docker.container.is_none() => {
-                    unknown.entry(docker.network).or_default().insert(endpoint.record.id);
-                }
-                Some(docker) if all => docker.container.into_iter().for_each(|id| self.start(id)),
-                _ => {}
-            }
-        }
-        for (network, ids) in unknown {
-            match self.api.endpoints_of(&network).await {
-                Ok(listed) => {
-                    let listed = listed.into_iter().flatten();
-                    let containers = listed.filter(|(id, _)| ids.contains(id));
-                    containers.filter_map(|(_, owner)| owner.container).for_each(|c| self.start(c));
-                }
-                Err(error) => {
-                    tracing::debug!(error = format!("{error:#}"), "containers are asked again");
-                }
-            }
-        }
+    fn count(&mut self, what: &str, result: Result<()>) {
+        let Err(error) = result else {
+            self.failed.remove(what);
+            return;
+        };
+        let error = format!("{error:#}");
+        tracing::debug!(error, "names are asked again");
+        let failed = self.failed.entry(what.to_owned()).or_default();
+        *failed = (failed.0 + 1, error);
+    }
+
+    fn notes(&self) -> BTreeSet<String> {
+        let failed = self.failed.iter().filter(|(what, _)| self.ours.contains(*what));
+        let failed = failed.filter(|(_, (times, _))| *times >= FAILED);
+        failed
+            .map(|(_, (_, error))| format!("names of containers may be missing: {error}"))
+            .collect()
     }
 }
 
+async fn look_around<A: Api, S: Side>(api: &A, side: &S, over: &mut Over) -> Around {
+    let mut around = Around::default();
+    let mut unknown = BTreeMap::<String, BTreeSet<String>>::new();
+    for endpoint in side.endpoints() {
+        let Some(docker) = endpoint.docker else { continue };
+        match docker.container {
+            Some(container) => {
+                around.known.insert(container);
+            }
+            None => {
+                unknown.entry(docker.network).or_default().insert(endpoint.record.id);
+            }
+        }
+    }
+    for (network, ids) in unknown {
+        let Some(listed) = over.or(api.endpoints_of(&network)).await else { break };
+        let result = listed.map(|listed| {
+            let listed = listed.into_iter().flatten().filter(|(id, _)| ids.contains(id));
+            around.new.extend(listed.filter_map(|(_, container)| container));
+        });
+        around.asked.insert(network, result);
+    }
+    around
+}
+
 /// Asks what a container is called, and says so where it is news.
-async fn look_up<A: Api, S: Side>(api: &A, side: &S, container: &str) -> Result<()> {
+async fn look_up<A: Api, S: Side>(
+    api: &A,
+    side: &S,
+    container: &str,
+    over: &mut Over,
+) -> Result<()> {
+    let Some(found) = over.or(api.names_of(container)).await else { return Ok(()) };
     // A container without endpoints of ours is none of our business.
-    let Some(found) = api.names_of(container).await? else { return Ok(()) };
+    let Some(found) = found? else { return Ok(()) };
     for endpoint in side.endpoints() {
         let (record, Some(docker)) = (endpoint.record, endpoint.docker) else { continue };
         let Some(theirs) = found.endpoints.iter().find(|theirs| theirs.endpoint == record.id)
@@ -135,10 +224,14 @@ async fn look_up<A: Api, S: Side>(api: &A, side: &S, container: &str) -> Result<
             continue;
         };
         let names = names(&found, theirs);
-        if docker.container.as_deref() != Some(&found.id) || record.names != names {
-            tracing::debug!(endpoint = record.id, ?names, "an endpoint is called");
-            side.name_endpoint(&record.id, &found.id, names).await?;
+        if docker.container.as_deref() == Some(&found.id) && record.names == names {
+            continue;
         }
+        if over.now() {
+            break;
+        }
+        tracing::debug!(endpoint = record.id, ?names, "an endpoint is called");
+        side.name_endpoint(&record.id, &found.id, names).await?;
     }
     Ok(())
 }

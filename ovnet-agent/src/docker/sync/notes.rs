@@ -16,6 +16,8 @@ pub(super) enum Part {
     Networks,
     /// Endpoints whose container is gone.
     Endpoints,
+    /// What containers are called.
+    Names,
     /// `docker_gwbridge`.
     Gwbridge,
 }
@@ -58,7 +60,7 @@ impl<S: Side> Notes<S> {
 
     /// Docker is not there: what was said about it is not known any more.
     pub(super) fn docker_went(&self) {
-        for part in [Part::Networks, Part::Endpoints, Part::Gwbridge] {
+        for part in [Part::Networks, Part::Endpoints, Part::Names, Part::Gwbridge] {
             self.set(part, BTreeSet::new());
         }
     }

@@ -17,14 +17,17 @@ use crate::docker::daemon::DockerNetwork;
 const ROUNDS: usize = 4;
 
 /// Makes Docker's networks and Consul's the same. Returns Docker's networks and what stands in the
-/// way, one line each; an error where Docker did not say what it has.
+/// way, one line each; an error where Docker did not say what it has, and `None` where the session
+/// is over: no step is taken from then on.
 pub(super) async fn networks<A: Api, S: Side>(
     publisher: &Publisher<A, S>,
     memory: &mut Memory,
-) -> Result<(Vec<DockerNetwork>, BTreeSet<String>)> {
+) -> Result<Option<(Vec<DockerNetwork>, BTreeSet<String>)>> {
+    let mut over = publisher.over.clone();
     let mut rounds = 0;
     loop {
-        let docker = publisher.api.networks().await?;
+        let Some(docker) = over.or(publisher.api.networks()).await else { return Ok(None) };
+        let docker = docker?;
         // Both after Docker's list: what is made here in between is then known to the plugin.
         let (consul, bound) = (publisher.side.networks(), publisher.side.bound());
         let now = Instant::now();
@@ -35,6 +38,9 @@ pub(super) async fn networks<A: Api, S: Side>(
             if let Some(note) = memory.failed_lately(&action, now) {
                 notes.insert(note.to_owned());
                 continue;
+            }
+            if over.now() {
+                return Ok(None);
             }
             match take(publisher, &action).await {
                 Ok(()) => did = true,
@@ -47,7 +53,7 @@ pub(super) async fn networks<A: Api, S: Side>(
         }
         rounds += 1;
         if !did || rounds == ROUNDS {
-            return Ok((view.docker, notes));
+            return Ok(Some((view.docker, notes)));
         }
     }
 }

@@ -8,12 +8,12 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, Notify};
 
 use super::{
     api::Api,
+    over::Over,
     side::{Publish, Side},
-    true_in,
 };
 use crate::{consul::schema::NetworkRecord, docker::daemon::DockerNetwork};
 
@@ -29,18 +29,20 @@ pub(super) struct Publisher<A, S> {
     pub(super) side: S,
     /// Woken when a network's Docker side has to be made or unmade because of this.
     pub(super) again: Arc<Notify>,
+    pub(super) over: Over,
     /// One at a time: the pass over everything and this task may see the same network.
     turn: Arc<Mutex<()>>,
 }
 
 impl<A: Api, S: Side> Publisher<A, S> {
-    pub(super) fn new(api: A, side: S, again: Arc<Notify>) -> Self {
-        Self { api, side, again, turn: Arc::default() }
+    pub(super) fn new(api: A, side: S, again: Arc<Notify>, over: Over) -> Self {
+        Self { api, side, again, over, turn: Arc::default() }
     }
 
-    /// Publishes each new network as soon as Docker knows its name, until Docker went away. What
+    /// Publishes each new network as soon as Docker knows its name, until the session is over. What
     /// fails here is left to the next pass.
-    pub(super) async fn run(&self, mut over: watch::Receiver<bool>) {
+    pub(super) async fn run(&self) {
+        let mut over = self.over.clone();
         let created = self.side.created();
         let mut until = BTreeMap::new();
         loop {
@@ -48,12 +50,12 @@ impl<A: Api, S: Side> Publisher<A, S> {
             tokio::pin!(woken);
             // From here on no wake-up is missed, whichever way it is given.
             woken.as_mut().enable();
-            while self.publish_new(&mut until).await && !*over.borrow() {
+            while self.publish_new(&mut until).await && !over.now() {
                 tokio::time::sleep(ASK_AGAIN).await;
             }
             tokio::select! {
                 () = woken => {}
-                () = true_in(&mut over) => return,
+                () = over.wait() => return,
             }
         }
     }
@@ -62,6 +64,9 @@ impl<A: Api, S: Side> Publisher<A, S> {
     /// another host has the name, the network made here goes, to be made again as theirs.
     pub(super) async fn publish(&self, network: &DockerNetwork) -> Result<()> {
         let _turn = self.turn.lock().await;
+        if self.over.now() {
+            return Ok(());
+        }
         let bound = self.side.bound();
         if bound.get(&network.id).is_none_or(|record| !record.name.is_empty()) {
             return Ok(());
@@ -120,7 +125,10 @@ impl<A: Api, S: Side> Publisher<A, S> {
             if *until <= now {
                 continue;
             }
-            let published = match self.api.network(&id).await {
+            let Some(asked) = self.over.clone().or(self.api.network(&id)).await else {
+                return false;
+            };
+            let published = match asked {
                 Ok(None) => {
                     waiting = true;
                     continue;

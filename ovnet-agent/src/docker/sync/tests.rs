@@ -12,15 +12,26 @@ use crate::{
 
 /// The task, which ends when this is dropped.
 struct Running {
-    _ending: watch::Sender<bool>,
+    ending: watch::Sender<bool>,
+    task: JoinHandle<()>,
     gwbridge: watch::Receiver<Option<Ipv4Addr>>,
 }
 
 fn start(fake: &Fake, every: Duration) -> Running {
     let (ending, ended) = watch::channel(false);
     let (sender, gwbridge) = watch::channel(None);
-    tokio::spawn(Task::new(fake.clone(), sender, every).run(fake.clone(), ended));
-    Running { _ending: ending, gwbridge }
+    let task = tokio::spawn(Task::new(fake.clone(), sender, every).run(fake.clone(), ended));
+    Running { ending, task, gwbridge }
+}
+
+impl Running {
+    async fn ended(self) {
+        tokio::time::timeout(Duration::from_secs(60), self.task).await.unwrap().unwrap();
+    }
+}
+
+fn changed(container: &str) -> Event {
+    Event::ContainerChanged { id: container.into() }
 }
 
 /// So long that only events can be the reason for anything.
@@ -167,25 +178,21 @@ async fn names_are_learned_although_another_container_is_starting() {
     let _running = start(&fake, NEVER);
     eventually(|| fake.docker_names() == ["ov_net1"]).await;
     let network = fake.state().bound.keys().next().unwrap().clone();
-    let connected = |container: &str| Event::Connected {
-        network: network.clone(),
-        container: container.into(),
-    };
     let names = |container: &str| {
         fake.state().endpoints[&format!("endpoint-{container}")].record.names.clone()
     };
     fake.start_container(&network, "0123456789abcdef", &["web"]);
     fake.start_container(&network, "slow", &["db"]);
     fake.state().starting.insert("slow".into());
-    fake.happens(connected("slow"));
-    fake.happens(connected("0123456789abcdef"));
+    fake.happens(changed("slow"));
+    fake.happens(changed("0123456789abcdef"));
     let learned = ["name-0123456789abcdef", "web", "0123456789ab"];
     eventually(|| names("0123456789abcdef") == learned).await;
     assert!(names("slow").is_empty());
 
     let renamed = "0123456789abcdef".to_owned();
     fake.state().containers.get_mut(&renamed).unwrap().name = "t1".into();
-    fake.happens(Event::Renamed { container: renamed });
+    fake.happens(changed(&renamed));
     eventually(|| names("0123456789abcdef") == ["t1", "web", "0123456789ab"]).await;
 }
 
@@ -202,12 +209,106 @@ async fn a_container_whose_events_were_missed_is_found() {
 }
 
 #[tokio::test]
+async fn names_are_learned_although_a_network_is_not_described() {
+    let fake = Fake::new(&[&net1(), &net2()]);
+    let _running = start(&fake, OFTEN);
+    eventually(|| fake.docker_names() == ["ov_net1", "ov_net2"]).await;
+    let networks: Vec<_> = fake.state().bound.keys().cloned().collect();
+    fake.state().stuck.insert(networks[0].clone());
+    fake.start_container(&networks[0], "c1", &[]);
+    fake.start_container(&networks[1], "c2", &[]);
+    fake.happens(changed("c2"));
+    eventually(|| fake.state().endpoints["endpoint-c2"].record.names == ["name-c2"]).await;
+}
+
+#[tokio::test]
+async fn names_that_cannot_be_learned_are_noted() {
+    let fake = Fake::new(&[&net1()]);
+    let _running = start(&fake, OFTEN);
+    eventually(|| fake.docker_names() == ["ov_net1"]).await;
+    let network = fake.state().bound.keys().next().unwrap().clone();
+    fake.state().nameless.insert("c1".into());
+    fake.start_container(&network, "c1", &[]);
+    let said = |fake: &Fake| fake.state().notes.iter().any(|note| note.contains("container c1"));
+    eventually(|| said(&fake)).await;
+    fake.state().nameless.clear();
+    eventually(|| fake.state().notes.is_empty()).await;
+    assert_eq!(fake.state().endpoints["endpoint-c1"].record.names, ["name-c1"]);
+}
+
+#[tokio::test]
+async fn a_bridge_that_was_removed_is_made_again_after_two_looks() {
+    let fake = Fake::new(&[]);
+    let running = start(&fake, OFTEN);
+    eventually(|| running.gwbridge.borrow().is_some()).await;
+    // Somebody makes it with another subnet.
+    let theirs = Ipv4Addr::new(172, 30, 0, 1);
+    fake.state().gwbridge = Some(theirs);
+    eventually(|| *running.gwbridge.borrow() == Some(theirs)).await;
+    // Nobody makes it.
+    fake.state().gwbridge = None;
+    eventually(|| *running.gwbridge.borrow() == Some([172, 18, 0, 1].into())).await;
+    assert_eq!(fake.state().bridge_made, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_docker_that_stops_is_left_alone_although_its_events_go_on() {
+    let fake = Fake::new(&[]);
+    let running = start(&fake, OFTEN);
+    eventually(|| running.gwbridge.borrow().is_some()).await;
+    fake.state().stopping = true;
+    // The receivers of a session's events go with it.
+    eventually(|| {
+        fake.happens(Event::NetworkCreated);
+        fake.state().events.is_empty()
+    })
+    .await;
+    fake.change(|consul| *consul = networks(&[&net1()]));
+    fake.state().stopping = false;
+    eventually(|| fake.docker_names() == ["ov_net1"]).await;
+}
+
+#[tokio::test]
 async fn the_task_ends_when_it_is_told() {
     let fake = Fake::new(&[]);
-    let (end, ended) = watch::channel(false);
-    let task = Task::new(fake.clone(), watch::channel(None).0, NEVER);
-    let task = tokio::spawn(task.run(fake.clone(), ended));
-    fake.happens(Event::NetworkCreated { id: "d1".into(), name: "x".into() });
-    end.send_replace(true);
-    tokio::time::timeout(Duration::from_secs(60), task).await.unwrap().unwrap();
+    let running = start(&fake, NEVER);
+    fake.happens(Event::NetworkCreated);
+    running.ending.send_replace(true);
+    running.ended().await;
+}
+
+#[tokio::test]
+async fn what_was_begun_is_finished_and_nothing_else_is_begun_at_the_end() {
+    let fake = Fake::new(&[&net1(), &net2()]);
+    let (open, gate) = watch::channel(false);
+    fake.state().gate = Some(gate);
+    let running = start(&fake, NEVER);
+    eventually(|| fake.state().begun == ["ov_net1"]).await;
+    running.ending.send_replace(true);
+    open.send_replace(true);
+    running.ended().await;
+    assert_eq!(fake.docker_names(), ["ov_net1"]);
+    assert_eq!(fake.state().bound.len(), 1);
+    assert_eq!(fake.state().begun, ["ov_net1"]);
+}
+
+#[tokio::test]
+async fn names_that_are_being_announced_are_announced_at_the_end() {
+    let fake = Fake::new(&[&net1()]);
+    let running = start(&fake, NEVER);
+    eventually(|| fake.docker_names() == ["ov_net1"]).await;
+    let network = fake.state().bound.keys().next().unwrap().clone();
+    let (open, gate) = watch::channel(false);
+    fake.start_container(&network, "c1", &[]);
+    fake.start_container(&network, "slow", &[]);
+    fake.state().starting.insert("slow".into());
+    fake.state().gate = Some(gate);
+    fake.happens(changed("slow"));
+    fake.happens(changed("c1"));
+    eventually(|| fake.state().begun.contains(&"endpoint-c1".to_owned())).await;
+    running.ending.send_replace(true);
+    open.send_replace(true);
+    running.ended().await;
+    assert_eq!(fake.state().endpoints["endpoint-c1"].record.names, ["name-c1"]);
+    assert!(fake.state().endpoints["endpoint-slow"].record.names.is_empty());
 }
