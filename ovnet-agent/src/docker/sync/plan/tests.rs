@@ -228,12 +228,10 @@ fn any_view() -> impl Strategy<Value = View> {
             move |((lost, unreadable, read, connected), docker, bound, settled, resting, fresh)| {
                 let by_name = |n: u32| (record(n).name, record(n));
                 let names = |set: BTreeSet<u32>| set.into_iter().map(|n| record(n).name).collect();
-                let unreadable: BTreeSet<String> = names(unreadable);
-                let is_read = |(name, _): &(String, NetworkRecord)| !unreadable.contains(name);
                 let consul = Networks {
-                    read: read.map(|read| read.into_iter().map(by_name).filter(is_read).collect()),
+                    read: read.map(|read| read.into_iter().map(by_name).collect()),
                     lost: names(lost),
-                    unreadable: unreadable.clone(),
+                    unreadable: names(unreadable),
                     connected,
                 };
                 let docker: Vec<_> = docker
