@@ -19,13 +19,12 @@ use serde_json::{Map, Value};
 use crate::{
     check::{Level, Row},
     config::{Dns, DockerSetup},
+    docker::daemon::GWBRIDGE,
     net::Net,
 };
 
 /// Where dockerd reads its configuration by default.
 pub const DAEMON_JSON: &str = "/etc/docker/daemon.json";
-/// The bridge that Docker gives containers without another way out, and its address on the host.
-pub const GWBRIDGE: &str = "docker_gwbridge";
 /// How many servers Docker's resolver asks, and the C library's of a container without it.
 const MOST_ASKED: usize = 3;
 /// The list of plugins that Docker asks for leave, and the agent's name in it.

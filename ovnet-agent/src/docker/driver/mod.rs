@@ -1,5 +1,5 @@
-//! What Docker's calls do: [`networks`] for the driver's and the IPAM's calls about networks,
-//! [`addresses`], [`endpoints`], and [`guard`] for what Docker asks leave for.
+//! What Docker's calls do: `networks` for the driver's and the IPAM's calls about networks,
+//! `addresses`, `endpoints`, and `guard` for what Docker asks leave for.
 //!
 //! Every call is carried out to its end even where Docker hangs up, is bounded in time, and may
 //! come twice: Docker repeats a call whose connection broke. Nothing here asks Docker anything.
@@ -31,8 +31,6 @@ const AWAY_DEADLINE: Duration = Duration::from_secs(1);
 /// How long an address may be without an endpoint before nobody wants it any more: Docker makes the
 /// endpoint in the same breath.
 const RESERVATION_LIFE: Duration = Duration::from_secs(60);
-/// The option, of network and IPAM alike, that says which network of ovnet a Docker network is.
-pub const ID_OPTION: &str = "ovnet.id";
 /// Our address spaces: a network whose pool is of another has another IPAM driver.
 pub const ADDRESS_SPACES: [&str; 2] = ["ovnet-local", "ovnet-global"];
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnet::Ipv4Net;
 use serde_json::Value;
 
-use super::{ADDRESS_SPACES, CONSUL_DEADLINE, Driver, ID_OPTION, RESERVATION_LIFE};
+use super::{ADDRESS_SPACES, CONSUL_DEADLINE, Driver, RESERVATION_LIFE};
 use crate::{
     consul::{
         Publish,
@@ -15,13 +15,11 @@ use crate::{
     },
     docker::{
         book::{Bound, Making},
+        daemon::{ID_OPTION, MTU_OPTION},
         plugin::types::{CreateNetwork, Pool, RequestPool},
     },
     service::{Records, Refusal, Wiring},
 };
-
-/// Docker's option for a network's MTU.
-const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 
 impl<R: Records, W: Wiring> Driver<R, W> {
     /// `RequestPool`: the pool of a network there is, else a subnet claimed for one to come.

@@ -64,7 +64,9 @@ impl HostSide {
         }
         let bound = book.all().into_values().filter(|network| !network.name.is_empty());
         let missing = bound.filter(|network| {
-            networks.by_id(&network.id).is_none() && networks.by_name(&network.name).is_none()
+            networks.by_id(&network.id).is_none()
+                && networks.by_name(&network.name).is_none()
+                && !networks.unreadable.contains(&network.name)
         });
         let missing: BTreeSet<String> = missing.map(|network| network.name).collect();
         if missing.is_empty() {
@@ -191,5 +193,6 @@ fn networks_of(snapshot: &Snapshot) -> Networks {
     let read = snapshot.networks.clone();
     let lost = read.iter().flatten().map(|(name, _)| name.clone());
     let lost = lost.filter(|name| snapshot.has_lost_network(name)).collect();
-    Networks { read, lost, connected: snapshot.consul_state == "connected" }
+    let unreadable = snapshot.unreadable_networks.clone();
+    Networks { read, lost, unreadable, connected: snapshot.consul_state == "connected" }
 }
