@@ -37,7 +37,7 @@ const ORPHANS_RETRY: Duration = Duration::from_secs(1);
 /// Between looks for records that stand for nothing.
 const SWEEP: Duration = Duration::from_secs(20);
 /// How long what serves Docker may take to end.
-const DOCKER_GRACE: Duration = Duration::from_secs(3);
+const DOCKER_GRACE: Duration = Duration::from_secs(7);
 
 /// Does what the arguments say, with the plugin's socket that systemd passed; `false` is a check that failed and said so itself.
 pub async fn main(arguments: Arguments, passed: Option<UnixListener>) -> Result<bool> {
@@ -118,6 +118,7 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     dns::spawn(config.dns, gwbridge, reconciler.clone(), net.clone(), stopping.clone());
     let wiring = HostWiring { reconciler, net };
     let service = Service::new(records, wiring, node, config.vxlan_port);
+    service.set_announced(announced.clone());
     let orphans = tokio::spawn(release_orphans(service.clone(), announced));
     let mut docker = match plugin {
         Some(plugin) => docker::start(
@@ -138,7 +139,8 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     let mut api = tokio::spawn(api::server::serve(socket, service, shutdown));
 
     activation::ready();
-    // Without the loop or the API the agent is none: it ends, and whoever watches it starts it anew.
+    // Without the loop or the API the agent is none: it ends, and whoever watches it starts it
+    // anew.
     tokio::select! {
         stop = stop_signal() => stop?,
         ended = &mut worker => {

@@ -184,8 +184,7 @@ fn remove_tree<W: Write>(folder: &Path, done: &mut Progress<'_, W>) -> Result<()
 fn remove_state<W: Write>(state_dir: &Path, done: &mut Progress<'_, W>) -> Result<()> {
     for folder in ["endpoints", "docker"].map(|name| state_dir.join(name)) {
         for file in list(&folder, done) {
-            let ours = file.extension().is_some_and(|it| it == "json" || it == "new");
-            if ours || file == state_dir.join("docker/consul") {
+            if file.extension().is_some_and(|extension| extension == "json" || extension == "new") {
                 remove_file(&file, "state", done)?;
             }
         }

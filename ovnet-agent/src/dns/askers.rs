@@ -182,6 +182,7 @@ impl<P: Places> Shared<P> {
             Ok(Ok(inside)) => Some(inside),
             Ok(Err(error)) => {
                 tracing::debug!("look for who asks: {error:#}");
+                self.memory().remember(group, Vec::new());
                 None
             }
             Err(_) => {
@@ -189,9 +190,10 @@ impl<P: Places> Shared<P> {
                 None
             }
         };
-        let looked = inside.is_some();
-        self.memory().remember(group, inside.unwrap_or_default());
-        looked
+        // A look that did not end says nothing against what was seen before.
+        let Some(inside) = inside else { return false };
+        self.memory().remember(group, inside);
+        true
     }
 
     /// The memory, without what it remembers of endpoints that are gone.

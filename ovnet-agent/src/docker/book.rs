@@ -27,6 +27,9 @@ pub struct Bound {
     pub docker: String,
     /// The network; its name is empty until Docker has told it.
     pub network: NetworkRecord,
+    /// The Consul it was last seen in; see [`crate::consul::Snapshot::identity`].
+    #[serde(default)]
+    pub consul: Option<String>,
 }
 
 /// A subnet claimed for a network that Docker is making.
@@ -121,21 +124,6 @@ impl Book {
         Ok(())
     }
 
-    /// The Consul that what is bound was last seen in, whole; see
-    /// [`crate::consul::Snapshot::identity`].
-    pub fn consul(&self) -> Option<String> {
-        fs::read_to_string(self.folder.join("consul")).ok()
-    }
-
-    /// Remembers that everything bound is in this Consul.
-    pub fn set_consul(&self, identity: &str) -> Result<()> {
-        let path = self.folder.join("consul");
-        let temporary = path.with_extension("new");
-        fs::write(&temporary, identity)
-            .and_then(|()| fs::rename(&temporary, &path))
-            .with_context(|| format!("write {}", path.display()))
-    }
-
     /// Forgets a Docker network.
     pub fn unbind(&self, docker: &str) -> Result<()> {
         self.pages().bound.remove(docker);
@@ -154,9 +142,8 @@ impl Book {
     }
 
     /// Everything bound, by Docker's id.
-    pub fn all(&self) -> BTreeMap<String, NetworkRecord> {
-        let pages = self.pages();
-        pages.bound.iter().map(|(id, bound)| (id.clone(), bound.network.clone())).collect()
+    pub fn all(&self) -> BTreeMap<String, Bound> {
+        self.pages().bound.clone()
     }
 
     /// The bound network of this id of ovnet.
@@ -185,8 +172,11 @@ mod tests {
     #[test]
     fn what_is_bound_outlives_the_agent_and_what_is_unbound_does_not() {
         let folder = tempfile::tempdir().unwrap();
-        let bound =
-            |docker: &str| Bound { docker: docker.into(), network: fake::network("ov_net1", 4096) };
+        let bound = |docker: &str| Bound {
+            docker: docker.into(),
+            consul: None,
+            network: fake::network("ov_net1", 4096),
+        };
         let book = Book::open(folder.path()).unwrap();
         book.bind(bound("aa")).unwrap();
         book.bind(bound("bb")).unwrap();
@@ -196,9 +186,6 @@ mod tests {
         let book = Book::open(folder.path()).unwrap();
         assert_eq!(book.bound("aa"), Some(bound("aa")));
         assert_eq!(book.all().len(), 1);
-        assert_eq!(book.consul(), None);
-        book.set_consul("7 word").unwrap();
-        assert_eq!(book.consul().as_deref(), Some("7 word"));
         assert_eq!(book.of_network(&bound("aa").network.id), Some(bound("aa")));
     }
 }

@@ -14,7 +14,7 @@ pub mod sync;
 
 use std::{net::Ipv4Addr, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tokio::{sync::watch, task::JoinSet};
 
 use self::{
@@ -44,8 +44,11 @@ pub fn start(
     let driver = Driver::new(service, Book::open(state_dir)?);
     let mut tasks = JoinSet::new();
     tasks.spawn(plugin::serve(socket, driver.clone(), ending.clone()));
-    let compare = sync::spawn(choice, HostSide::new(driver.clone()), gwbridge, ending.clone());
-    tasks.spawn(async move { compare.await.context("the comparison with Docker") });
+    let compare = sync::run(choice, HostSide::new(driver.clone()), gwbridge, ending.clone());
+    tasks.spawn(async move {
+        compare.await;
+        Ok(())
+    });
     let mut ending = ending;
     tasks.spawn(async move {
         loop {

@@ -22,10 +22,15 @@ use crate::{
 /// An endpoint younger than this is still being attached: its attach writes the record.
 const SETTLE: Duration = Duration::from_secs(30);
 
+/// Between attempts to put back what Consul lost: passes come much faster.
+const RETRY: Duration = Duration::from_secs(2);
+
 /// Keeps them. Its writes run beside the loop, one at a time per endpoint.
 pub(super) struct OwnRecords {
     shared: Arc<Shared>,
     added: BTreeMap<String, Instant>,
+    /// When what was lost was last put back, or tried to be, by id.
+    tried: Mutex<BTreeMap<String, Instant>>,
     busy: Arc<Mutex<BTreeSet<String>>>,
     /// Records of endpoints that are gone, by endpoint id, until Consul has released them.
     gone: Arc<Mutex<BTreeMap<String, Gone>>>,
@@ -35,7 +40,8 @@ type Gone = (NetworkRecord, EndpointRecord);
 
 impl OwnRecords {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, added: BTreeMap::new(), busy: Arc::default(), gone: Arc::default() }
+        let (added, tried) = (BTreeMap::new(), Mutex::default());
+        Self { shared, added, tried, busy: Arc::default(), gone: Arc::default() }
     }
 
     /// Notes that this endpoint is being attached now.
@@ -86,11 +92,23 @@ impl OwnRecords {
     /// Puts back at once what Consul lost with its data: until then others may be given an address
     /// that is in use here. A snapshot keeps what was lost, so presence in it proves nothing.
     fn restore_lost(&self, snapshot: &Snapshot, local: &[(LocalEndpoint, u32)]) {
+        let mut tried = lock(&self.tried);
+        tried.retain(|_, at| at.elapsed() < RETRY);
+        let mut is_due = |id: &String| {
+            let due = !tried.contains_key(id);
+            if due {
+                tried.insert(id.clone(), Instant::now());
+            }
+            due
+        };
         for (LocalEndpoint { record, network, .. }, _) in local {
             if snapshot.has_lost_network(&network.name) {
-                self.restore(network);
-            }
-            if snapshot.has_lost_endpoint(&network.id, record.address) {
+                // Its endpoints can be announced when it is there.
+                if is_due(&network.id) {
+                    self.restore(network);
+                }
+            } else if snapshot.has_lost_endpoint(&network.id, record.address) && is_due(&record.id)
+            {
                 self.publish(network, record);
             }
         }

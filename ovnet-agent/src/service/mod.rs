@@ -17,9 +17,9 @@ mod validate;
 mod views;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -32,7 +32,7 @@ pub use self::error::{Kind, Refusal, kind_of, one_line};
 use crate::{
     api::types::{CounterView, CreateNetwork, Status},
     consul::{
-        Publish,
+        Announced, Publish,
         schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
     },
     net::LooseVeth,
@@ -187,9 +187,11 @@ struct Shared<R, W> {
     vxlan_port: u16,
     sandboxes: sandbox::Locks,
     /// Endpoints between their claim and their place among the local ones: theirs are no orphans.
-    attaching: Mutex<BTreeSet<String>>,
-    /// Networks, by id, in which something was begun since they were last found without orphans.
+    /// By the endpoint's id, each with its network.
+    attaching: Mutex<BTreeMap<String, NetworkRecord>>,
+    /// Networks, by id, in which something ended since they were last found without orphans.
     touched: Mutex<BTreeMap<String, NetworkRecord>>,
+    announced: OnceLock<Announced>,
 }
 
 impl<R, W> Clone for Service<R, W> {
@@ -210,6 +212,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
                 sandboxes: sandbox::Locks::default(),
                 attaching: Mutex::default(),
                 touched: Mutex::default(),
+                announced: OnceLock::new(),
             }),
         }
     }
@@ -237,21 +240,34 @@ impl<R: Records, W: Wiring> Service<R, W> {
     /// Says that an address is about to be claimed, or released, under this id: until
     /// [`Self::end`] nobody takes its record for an orphan, and afterwards the sweep has a look.
     pub(crate) fn begin(&self, network: &NetworkRecord, id: &str) {
-        self.touched().insert(network.id.clone(), network.clone());
-        self.attaching().insert(id.to_owned());
+        self.attaching().insert(id.to_owned(), network.clone());
     }
 
     /// Says that what was begun is over, whatever came of it.
     pub(crate) fn end(&self, id: &str) {
-        self.attaching().remove(id);
+        let network = self.attaching().remove(id);
+        if let Some(network) = network {
+            self.touched().insert(network.id.clone(), network);
+        }
+    }
+
+    /// Makes this host's lease a condition of releasing records of this host on its own account.
+    pub fn set_announced(&self, announced: Announced) {
+        // A second one would be the same lease's.
+        let _ = self.shared.announced.set(announced);
+    }
+
+    /// Whether the records of this host's name are this machine's to release.
+    pub(crate) fn is_announced(&self) -> bool {
+        self.shared.announced.get().is_none_or(Announced::now)
     }
 
     fn touched(&self) -> MutexGuard<'_, BTreeMap<String, NetworkRecord>> {
         self.shared.touched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn attaching(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        // The set is never left half changed, so a panic elsewhere does not make it wrong.
+    fn attaching(&self) -> MutexGuard<'_, BTreeMap<String, NetworkRecord>> {
+        // The map is never left half changed, so a panic elsewhere does not make it wrong.
         self.shared.attaching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -132,7 +132,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
     /// Whether a record of this host stands for no endpoint of it, nor for one under way.
     pub(crate) fn is_orphan(&self, record: &EndpointRecord) -> bool {
         // In this order: an attach is under way until after it is among the local ones.
-        let attaching = self.attaching().contains(&record.id);
+        let attaching = self.attaching().contains_key(&record.id);
         let local = || self.wiring().local().iter().any(|it| it.record.id == record.id);
         record.host == self.shared.node && !attaching && !local()
     }
@@ -162,7 +162,8 @@ mod tests {
         for record in [orphan("b", 51, fake::NODE), other.clone(), under_way.clone()] {
             fake.put("ov_net1", record);
         }
-        service.attaching().insert("d".into());
+        let network = fake::network("ov_net1", 4096);
+        service.begin(&network, "d");
         assert_eq!(service.release_orphans().await.unwrap(), 1);
         assert_eq!(fake.records(), [kept.clone(), other.clone(), under_way.clone()]);
 
@@ -175,5 +176,9 @@ mod tests {
         assert_eq!(fake.records(), [kept, other, under_way]);
         service.sweep(&mut seen).await.unwrap();
         assert!(service.touched().is_empty());
+        // What ends after a look is looked for in the next one.
+        service.end("d");
+        service.sweep(&mut seen).await.unwrap();
+        assert_eq!(seen.len(), 1);
     }
 }

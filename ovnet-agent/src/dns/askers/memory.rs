@@ -20,9 +20,9 @@ use crate::dns::server::{Asker, Networks};
 /// How long an address that was found is believed to be where it was.
 pub(super) const FRESH: Duration = Duration::from_secs(3);
 /// How long it still counts while it is looked at again.
-pub(super) const STALE: Duration = Duration::from_secs(30);
+pub(super) const STALE: Duration = Duration::from_secs(10);
 /// How long an address that was not found is believed to be nobody's, unless endpoints come or go.
-pub(super) const UNKNOWN: Duration = Duration::from_secs(30);
+pub(super) const UNKNOWN: Duration = Duration::from_secs(10);
 /// The same where an endpoint may still get addresses, or where a sandbox could not be looked into.
 pub(super) const DOUBT: Duration = Duration::from_secs(1);
 /// Most addresses remembered as nobody's. Sources can be forged; forgetting costs a round.

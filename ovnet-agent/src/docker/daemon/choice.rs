@@ -5,7 +5,8 @@ use std::{
     io,
     path::{Path, PathBuf},
     str::FromStr,
-    sync::Once,
+    sync::{Mutex, Once, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
@@ -14,6 +15,8 @@ use anyhow::{Result, bail};
 const SOCKETS: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
 /// Where a daemon that runs says so.
 const PROCESSES: [&str; 2] = ["/run/docker.pid", "/var/run/docker.pid"];
+/// How long a daemon is believed to be there after it was seen.
+const BELIEVED: Duration = Duration::from_millis(200);
 /// What /proc/net/unix writes for a socket that listens.
 const LISTENING: &str = "00010000";
 
@@ -35,10 +38,24 @@ impl DockerChoice {
         match self {
             Self::Off => None,
             Self::Address(address) => Some(address.clone()),
-            Self::Auto => {
-                let path = PROCESSES.iter().find_map(|file| listened_at(Path::new(file), &SOCKETS));
-                path.map(|path| format!("unix://{path}"))
-            }
+            Self::Auto => listened().map(|path| format!("unix://{path}")),
+        }
+    }
+}
+
+impl DockerChoice {
+    /// Why there may be a daemon although [`Self::address`] finds none: a daemon that was told to
+    /// write its process id elsewhere. Also what is seen of one that was stopped.
+    pub fn doubt(&self) -> Option<String> {
+        let running = PROCESSES.iter().any(|file| Path::new(file).exists());
+        let socket = SOCKETS.iter().find(|socket| Path::new(socket).exists());
+        match (self, socket) {
+            (Self::Auto, Some(socket)) if !running => Some(format!(
+                "Docker is taken to be stopped: {socket} is there, and no {}; if it runs, give \
+                 --docker {socket}",
+                PROCESSES[0]
+            )),
+            _ => None,
         }
     }
 }
@@ -60,6 +77,21 @@ impl FromStr for DockerChoice {
             }
             other => bail!("{other:?} is not auto, off, /PATH, unix:///PATH or tcp://HOST:PORT"),
         })
+    }
+}
+
+/// The default path at which a daemon listens. Asked before every question to it, so a good answer
+/// is believed for a moment.
+fn listened() -> Option<&'static str> {
+    static LAST: Mutex<Option<(Instant, &str)>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    match *last {
+        Some((at, path)) if at.elapsed() < BELIEVED => Some(path),
+        _ => {
+            let path = PROCESSES.iter().find_map(|file| listened_at(Path::new(file), &SOCKETS));
+            *last = path.map(|path| (Instant::now(), path));
+            path
+        }
     }
 }
 

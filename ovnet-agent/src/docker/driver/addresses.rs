@@ -10,7 +10,7 @@ use super::{Driver, RESERVATION_LIFE, networks::parse_optional};
 use crate::{
     consul::{
         pending::gateway_of,
-        schema::{NetworkRecord, check_name, is_host_of},
+        schema::{EndpointState, NetworkRecord, check_name, is_host_of},
     },
     docker::{
         book::Reservation,
@@ -105,9 +105,22 @@ impl<R: Records, W: Wiring> Driver<R, W> {
         }
     }
 
-    /// Releases an address that is wanted again and that only a record of this host still has,
-    /// because Consul was away when its container ended.
+    /// Releases an address that is wanted again and that only a record of this host still has:
+    /// because Consul was away when its container ended, or because Docker did not give it back.
     async fn release_left(&self, network: &NetworkRecord, address: Ipv4Addr) -> Result<()> {
+        let key = (network.id.clone(), address);
+        let ended = {
+            let mut pages = self.book().pages();
+            let ended =
+                pages.reserved.get(&key).is_some_and(|it| it.record.state == EndpointState::Up);
+            if ended { pages.reserved.remove(&key) } else { None }
+        };
+        if let Some(reservation) = ended {
+            self.let_go(reservation).await;
+        }
+        if !self.shared.service.is_announced() {
+            return Ok(());
+        }
         let records = self.records().endpoints(&network.id).await?;
         match records.into_iter().find(|it| it.address == address) {
             Some(record) if self.shared.service.is_orphan(&record) => {

@@ -18,7 +18,7 @@ use crate::{
         daemon::{ID_OPTION, MTU_OPTION},
         plugin::types::{CreateNetwork, Pool, RequestPool},
     },
-    service::{Records, Refusal, Wiring},
+    service::{Records, Refusal, Wiring, one_line},
 };
 
 impl<R: Records, W: Wiring> Driver<R, W> {
@@ -155,7 +155,7 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             network.subnet
         );
         let id = network.id.clone();
-        self.book().bind(Bound { docker: wanted.network, network })?;
+        self.book().bind(Bound { docker: wanted.network, network, consul: None })?;
         self.book().pages().making.remove(&id);
         self.shared.created.notify_one();
         Ok(())
@@ -196,9 +196,11 @@ impl<R: Records, W: Wiring> Driver<R, W> {
         let _alone = self.shared.naming.lock().await;
         let bound = self.book().bound(docker).ok_or_else(|| super::unknown_network(docker))?;
         let network = NetworkRecord { name: name.to_owned(), labels, ..bound.network };
-        let published = self.records().publish_network(&network).await?;
+        let what = format!("publish network {name}");
+        let published = self.in_time(&what, self.records().publish_network(&network)).await?;
         if let Publish::Done(network) = &published {
-            self.book().bind(Bound { docker: bound.docker, network: network.clone() })?;
+            let network = network.clone();
+            self.book().bind(Bound { docker: bound.docker, network, consul: None })?;
         }
         self.shared.named.notify_waiters();
         Ok(published)
@@ -239,6 +241,9 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             pages.removing.remove(docker) || pages.creating.contains(&network.id) || twice
         };
         if network.name.is_empty() {
+            // Where the answer of its publication was lost it is published all the same.
+            let removed = self.remove_everywhere(&network).await;
+            removed.unwrap_or_else(|error| tracing::warn!("{}", one_line(&error)));
             self.give_up_claim(network.id);
         } else if !ours {
             self.remove_everywhere(&network).await?;

@@ -52,29 +52,27 @@ impl HostSide {
         });
         Self { driver, changed }
     }
-}
 
-impl HostSide {
     /// Adds what this Consul has not because it is not the one it was: another, or wiped while no
     /// agent looked. The same Consul without a record is a deletion.
     fn tell_lost(&self, identity: &str, networks: &mut Networks) {
         let book = self.driver.book();
-        if book.consul().as_deref() == Some(identity) {
-            return;
-        }
-        let bound = book.all().into_values().filter(|network| !network.name.is_empty());
-        let missing = bound.filter(|network| {
-            networks.by_id(&network.id).is_none()
-                && networks.by_name(&network.name).is_none()
-                && !networks.unreadable.contains(&network.name)
-        });
-        let missing: BTreeSet<String> = missing.map(|network| network.name).collect();
-        if missing.is_empty() {
-            if let Err(error) = book.set_consul(identity) {
-                tracing::warn!("{error:#}");
+        for bound in book.all().into_values() {
+            let network = &bound.network;
+            if network.name.is_empty() || bound.consul.as_deref() == Some(identity) {
+                continue;
             }
-        } else {
-            networks.lost.extend(missing);
+            if networks.by_id(&network.id).is_some() && !networks.lost.contains(&network.name) {
+                // Its next absence from this Consul is a deletion.
+                let bound = Bound { consul: Some(identity.to_owned()), ..bound };
+                if let Err(error) = book.bind(bound) {
+                    tracing::debug!("{error:#}");
+                }
+            } else if networks.by_name(&network.name).is_none()
+                && !networks.unreadable.contains(&network.name)
+            {
+                networks.lost.insert(network.name.clone());
+            }
         }
     }
 }
@@ -98,7 +96,8 @@ impl Side for HostSide {
     }
 
     fn bound(&self) -> BTreeMap<String, NetworkRecord> {
-        self.driver.book().all()
+        let all = self.driver.book().all();
+        all.into_iter().map(|(docker, bound)| (docker, bound.network)).collect()
     }
 
     async fn publish(
@@ -111,11 +110,11 @@ impl Side for HostSide {
     }
 
     fn bind(&self, docker_id: &str, network: &NetworkRecord) -> Result<()> {
-        let bound = Bound { docker: docker_id.to_owned(), network: network.clone() };
-        if self.driver.book().bound(docker_id).as_ref() == Some(&bound) {
+        if self.driver.book().bound(docker_id).is_some_and(|bound| bound.network == *network) {
             return Ok(());
         }
-        self.driver.book().bind(bound)
+        let (docker, network) = (docker_id.to_owned(), network.clone());
+        self.driver.book().bind(Bound { docker, network, consul: None })
     }
 
     async fn unbind(&self, docker_id: &str) -> Result<()> {

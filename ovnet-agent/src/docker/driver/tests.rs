@@ -181,7 +181,7 @@ async fn a_replica_is_the_network_it_names_and_its_addresses_are_shared() {
     host.driver.records().network("ov_net1").await.unwrap();
     // So does what Docker gave up making for the agent.
     host.driver.book().pages().creating.insert(record.id.clone());
-    host.driver.book().bind(Bound { docker: id(2), network: record }).unwrap();
+    host.driver.book().bind(Bound { docker: id(2), network: record, consul: None }).unwrap();
     host.driver.delete_network(&id(2)).await.unwrap();
     host.driver.records().network("ov_net1").await.unwrap();
     assert_eq!(host.driver.book().all().len(), 0);

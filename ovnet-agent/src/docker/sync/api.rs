@@ -16,6 +16,10 @@ pub(super) trait Dial: Send + Sync + 'static {
     type Api: Api;
     /// Where the daemon would be; `None` where there is none.
     fn address(&self) -> Option<String>;
+    /// What speaks against there being none, where something does.
+    fn doubt(&self) -> Option<String> {
+        None
+    }
     /// Asks the daemon at an address whether it answers.
     fn dial(&self, address: &str) -> impl Future<Output = Result<Self::Api>> + Send;
 }
@@ -48,6 +52,10 @@ impl Dial for DockerChoice {
 
     fn address(&self) -> Option<String> {
         self.address()
+    }
+
+    fn doubt(&self) -> Option<String> {
+        self.doubt()
     }
 
     async fn dial(&self, address: &str) -> Result<Daemon> {

@@ -25,17 +25,13 @@ mod side;
 mod tests;
 
 use std::{
-    collections::BTreeSet,
     net::Ipv4Addr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt as _, stream::BoxStream};
-use tokio::{
-    sync::{Notify, mpsc, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{Notify, mpsc, watch};
 
 pub use self::side::{Networks, Publish, Side};
 use self::{
@@ -57,17 +53,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts the task. It waits for a Docker that is not there, and ends with `ending`. `gwbridge`
 /// is kept at the gateway address of Docker's bridge.
-pub fn spawn<S: Side>(
+pub async fn run<S: Side>(
     choice: DockerChoice,
     side: S,
     gwbridge: watch::Sender<Option<Ipv4Addr>>,
     ending: watch::Receiver<bool>,
-) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        if choice != DockerChoice::Off {
-            Task::new(side, gwbridge, EVERY).run(choice, ending).await;
-        }
-    })
+) {
+    if choice != DockerChoice::Off {
+        Task::new(side, gwbridge, EVERY).run(choice, ending).await;
+    }
 }
 
 /// What outlives a connection.
@@ -123,7 +117,7 @@ impl<S: Side> Task<S> {
     /// A daemon that answers, where there is one.
     async fn reach<D: Dial>(&self, dial: &D) -> Option<D::Api> {
         let Some(address) = dial.address() else {
-            self.notes.set(Part::Docker, BTreeSet::new());
+            self.notes.set(Part::Docker, dial.doubt().into_iter().collect());
             return None;
         };
         let api = dial.dial(&address).await;

@@ -174,8 +174,8 @@ impl<'a> Plan<'a> {
     /// A network whose record is there, whatever it says: it was not deleted.
     fn unreadable(&mut self, name: &str) {
         self.notes.insert(format!(
-            "network {name} stays on this host as it is: its record in Consul is of a newer ovnet; \
-             update ovnet on this host"
+            "network {name} stays on this host as it is: its record in Consul cannot be read; \
+             see the agent's log, and update ovnet where the record is newer"
         ));
     }
 

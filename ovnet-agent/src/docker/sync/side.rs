@@ -18,8 +18,8 @@ pub struct Networks {
     pub read: Option<BTreeMap<String, NetworkRecord>>,
     /// Names of those whose record vanished with Consul's data rather than by a deletion.
     pub lost: BTreeSet<String>,
-    /// Names of those whose record is there, but of a newer version than this agent reads. `read`
-    /// has what it said before, where this agent saw that.
+    /// Names of those whose record is there, but cannot be read: it may be of a newer version.
+    /// `read` has what it said before, where this agent saw that.
     pub unreadable: BTreeSet<String>,
     /// Whether Consul answers.
     pub connected: bool,

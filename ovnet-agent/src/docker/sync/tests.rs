@@ -13,7 +13,7 @@ use crate::{
 /// The task, which ends when this is dropped.
 struct Running {
     ending: watch::Sender<bool>,
-    task: JoinHandle<()>,
+    task: tokio::task::JoinHandle<()>,
     gwbridge: watch::Receiver<Option<Ipv4Addr>>,
 }
 
