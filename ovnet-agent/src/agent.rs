@@ -192,10 +192,8 @@ async fn release_orphans(service: Service<ConsulRecords, HostWiring>, announced:
     let mut found = BTreeSet::new();
     loop {
         tokio::time::sleep(SWEEP).await;
-        if announced.now()
-            && let Err(error) = service.sweep(&mut found).await
-        {
-            tracing::debug!(error = format!("{error:#}"), "orphans are looked for again");
+        if announced.now() {
+            service.sweep(&mut found).await;
         }
     }
 }

@@ -122,7 +122,10 @@ impl<R: Records, W: Wiring> Driver<R, W> {
                 return Ok(joined);
             }
             self.book().bound(&wanted.network).ok_or_else(|| unknown_network(&wanted.network))?;
-            bail!("the agent was started anew while the container was: try again");
+            bail!(
+                "the agent does not know this endpoint, because it was started anew meanwhile or \
+                 the start took more than a minute: try again"
+            );
         };
         let network = bound.network;
         let mtu = endpoint_mtu(&network, self.wiring().uplink_mtu());

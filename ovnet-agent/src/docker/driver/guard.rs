@@ -2,7 +2,8 @@
 //! `network.deleteNetwork` logs it and goes on), so the order has to be stopped before it begins.
 //! Where daemon.json names `ovnet` among its `authorization-plugins`, Docker asks for leave here.
 //!
-//! Without it nothing is lost: the network stays, and this host's Docker gets it again.
+//! Without it nothing is lost: the network stays, and this host's Docker gets it again. So it is no
+//! matter of safety that a name spelt in another way (`ov%5Fnet1`) is let through.
 
 use anyhow::Result;
 

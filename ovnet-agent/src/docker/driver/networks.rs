@@ -167,7 +167,11 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             let pages = self.book().pages();
             let claim = pages.making.values().find(|it| it.claim.subnet == subnet);
             let holder = pages.bound.values().find(|it| it.network.subnet == subnet);
-            (claim.map(|it| it.claim.clone()), holder.map(|it| it.network.name.clone()))
+            let name = |bound: &Bound| match bound.network.name.as_str() {
+                "" => format!("{} being made", bound.docker),
+                name => name.to_owned(),
+            };
+            (claim.map(|it| it.claim.clone()), holder.map(name))
         };
         if let Some(holder) = holder {
             return Err(Refusal::conflict(format!(

@@ -174,9 +174,9 @@ impl Side for HostSide {
         let Some(LocalEndpoint { network, record, .. }) = described else { return Ok(()) };
         let announced = self.driver.records().publish_endpoint(&network, &record, None);
         let announced = self.driver.in_time("announce the names", announced).await;
-        // One that ended meanwhile had its record put back.
-        let local = self.driver.wiring().local();
-        if !local.iter().any(|it| it.record.id == record.id) {
+        // One that ended meanwhile had its record put back. While Docker has not given its address
+        // back it is no orphan, and goes with the address.
+        if self.driver.shared.service.is_orphan(&record) {
             self.driver.shared.service.release_later(network, record);
             return Ok(());
         }
