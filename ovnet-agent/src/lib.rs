@@ -21,6 +21,7 @@ pub mod docker;
 pub mod hosts;
 pub mod ipam;
 pub mod net;
+pub mod publish;
 pub mod reconcile;
 pub mod service;
 pub mod state;

@@ -7,13 +7,17 @@
 use std::{
     fs,
     io::Write as _,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::consul::schema::{EndpointRecord, NetworkRecord};
+use crate::{
+    consul::schema::{EndpointRecord, NetworkRecord},
+    publish::PublishedPort,
+};
 
 /// An endpoint of this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +37,27 @@ pub struct LocalEndpoint {
     /// What Docker calls it, where Docker made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker: Option<DockerEndpoint>,
+    /// Its sandbox's way out, which endpoints of one sandbox share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<GatewayPort>,
+    /// The ports of this host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PublishedPort>,
+}
+
+/// A sandbox's interface on a gwbridge: its default route, and where published ports are delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayPort {
+    /// The bridge: `ovnet_gwbridge`, or `docker_gwbridge` where Docker made it.
+    pub bridge: String,
+    /// The bridge's port: the end of the veth pair that stays on the host.
+    pub host_ifname: String,
+    /// The end inside the sandbox.
+    pub ifname: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its MAC.
+    pub mac: String,
 }
 
 /// An endpoint as Docker knows it. Its endpoint id is the one of the record.
@@ -176,6 +201,8 @@ mod tests {
             host_ifname: "ovnet01234567".into(),
             mtu: 1450,
             docker: None,
+            gateway: None,
+            ports: Vec::new(),
         }
     }
 

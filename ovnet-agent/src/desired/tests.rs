@@ -54,6 +54,8 @@ fn inputs() -> Inputs {
         host_ifname: "ovnet00000001".into(),
         mtu: 1450,
         docker: None,
+        gateway: None,
+        ports: Vec::new(),
     };
     let mut inputs = Inputs {
         node: "docker01".into(),

@@ -118,8 +118,17 @@ impl<R: Records, W: Wiring> Service<R, W> {
 
         let record = EndpointRecord { state: EndpointState::Up, ..record };
         let network = network.clone();
-        let endpoint =
-            LocalEndpoint { record, network, netns, ifname, host_ifname, mtu, docker: None };
+        let endpoint = LocalEndpoint {
+            record,
+            network,
+            netns,
+            ifname,
+            host_ifname,
+            mtu,
+            docker: None,
+            gateway: None,
+            ports: Vec::new(),
+        };
         progress.adding = true;
         self.wiring().add_local(endpoint.clone()).await?;
         in_time(

@@ -141,6 +141,8 @@ impl<R: Records, W: Wiring> Driver<R, W> {
             host_ifname,
             mtu,
             docker: Some(DockerEndpoint { network: bound.docker, container: None }),
+            gateway: None,
+            ports: Vec::new(),
         };
         let result = self.wire(&endpoint, &claimed_as).await;
         self.shared.service.end(&id);

@@ -168,6 +168,8 @@ impl Fake {
             host_ifname: "ovnet00000001".into(),
             mtu: 1450,
             docker: Some(DockerEndpoint { network: docker_network.into(), container: None }),
+            gateway: None,
+            ports: Vec::new(),
         };
         state.endpoints.insert(id.clone(), local);
         let listed = state.listed.entry(docker_network.into()).or_default();
