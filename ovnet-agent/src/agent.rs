@@ -88,6 +88,7 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
         bpffs: config.folders.bpffs.clone(),
         log: config.datapath_log,
         force_clsact: config.force_clsact,
+        conntrack_max: None,
     })?;
     let (watcher, snapshots) = Watcher::spawn(consul.clone());
     let lease = Lease::spawn(consul.clone(), host_record(&node, &uplink, config.vxlan_port));

@@ -1,5 +1,7 @@
 //! What the kernel should hold, computed from what Consul said and what is on this host. Pure.
 
+mod ports;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -13,6 +15,7 @@ use ovnet_common::{
     vxlan,
 };
 
+pub use self::ports::{GatewayLink, PortInputs};
 use crate::{
     consul::schema::{EndpointRecord, EndpointState, HostRecord, NetworkRecord, mac_of, parse_mac},
     datapath::{Attachment, Tables, XdpMode},
@@ -42,6 +45,8 @@ pub struct Inputs {
     pub endpoints: BTreeMap<String, BTreeMap<Ipv4Addr, EndpointRecord>>,
     /// The endpoints of this host whose veth exists, each with the host-side ifindex.
     pub local: Vec<(LocalEndpoint, u32)>,
+    /// What published ports need besides.
+    pub ports: PortInputs,
 }
 
 /// The uplink, as far as the datapath needs it.
@@ -89,7 +94,7 @@ pub fn desired(inputs: &Inputs) -> Desired {
         vxlan_port_be: inputs.vxlan_port.to_be(),
         source_port_min: inputs.source_ports.0,
         source_port_max: inputs.source_ports.1,
-        reserved: 0,
+        published: 0,
     };
     let hosts = inputs.hosts.clone().unwrap_or_default();
     desired.authority.hosts = inputs.hosts.is_some();
@@ -117,6 +122,7 @@ pub fn desired(inputs: &Inputs) -> Desired {
         }
     }
     attachments(&mut desired, inputs);
+    ports::enter(&mut desired, &inputs.ports, &inputs.local);
     desired
 }
 

@@ -2,8 +2,12 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use ovnet_common::abi::{
-    Address, EndpointKey, EndpointValue, HostConfig, HostValue, NetworkValue, PortValue,
+use ovnet_common::{
+    abi::{
+        Address, EndpointKey, EndpointValue, HostConfig, HostValue, NetworkValue, PortValue,
+        Program,
+    },
+    published::{PublishedKey, PublishedValue},
 };
 
 use crate::{
@@ -35,12 +39,16 @@ pub enum Op {
     SetEndpoint(EndpointKey, EndpointValue),
     /// Enter or replace a local endpoint's veth.
     SetPort(u32, PortValue),
+    /// Enter or replace a published port.
+    SetPublished(PublishedKey, PublishedValue),
     /// Attach a program or take it over.
     Attach(Attachment),
     /// Detach a program of this process.
     Detach(Attachment),
     /// Remove a pinned link.
     RemoveLink(PathBuf),
+    /// Remove a published port.
+    RemovePublished(PublishedKey),
     /// Remove an endpoint.
     RemoveEndpoint(EndpointKey),
     /// Remove a local endpoint's veth.
@@ -52,7 +60,8 @@ pub enum Op {
 }
 
 /// The steps from `actual` to `desired`, additions before removals: tables before the programs
-/// that read them, programs before the links they replace.
+/// that read them, programs before the links they replace. A published port is the exception: what
+/// translates its answers is there before the first question, and as long as one can come.
 pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Op> {
     let (want, have) = (&desired.tables, &actual.tables);
     let mut ops = Vec::new();
@@ -63,8 +72,16 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Op> {
     ops.extend(changed(&want.networks, &have.networks).map(|(k, v)| Op::SetNetwork(k, v)));
     ops.extend(changed(&want.endpoints, &have.endpoints).map(|(k, v)| Op::SetEndpoint(k, v)));
     ops.extend(changed(&want.ports, &have.ports).map(|(key, value)| Op::SetPort(key, value)));
-    ops.extend(desired.attachments.difference(&actual.attached).cloned().map(Op::Attach));
+    let mut attach: Vec<_> = desired.attachments.difference(&actual.attached).cloned().collect();
+    attach.sort_by_key(|it| it.program != Program::FromGwbridge);
+    let answers = attach.iter().take_while(|it| it.program == Program::FromGwbridge).count();
+    let others = attach.split_off(answers);
+    ops.extend(attach.into_iter().map(Op::Attach));
+    ops.extend(changed(&want.published, &have.published).map(|(k, v)| Op::SetPublished(k, v)));
+    ops.extend(others.into_iter().map(Op::Attach));
 
+    let unpublished = have.published.keys().filter(|key| !want.published.contains_key(*key));
+    ops.extend(unpublished.copied().map(Op::RemovePublished));
     ops.extend(actual.attached.difference(&desired.attachments).cloned().map(Op::Detach));
     ops.extend(actual.stale_links.iter().cloned().map(Op::RemoveLink));
     ops.extend(removed_endpoints(desired, have).map(Op::RemoveEndpoint));

@@ -5,7 +5,7 @@
 //! raises [`ABI_VERSION`], which is part of the pin path, so two versions never share a map.
 
 /// Version of everything in this module. Maps are pinned under `<bpffs>/v<ABI_VERSION>/`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// An IP address as the maps hold it: 16 bytes in network byte order, IPv4 as `::ffff:a.b.c.d`
 /// (RFC 4291 §2.5.5.2).
@@ -34,9 +34,27 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
     /// [`super::counter_index`] → time of the last event (ns), per CPU: the sampling state.
     pub const EVENT_TIMES: &str = "EVENT_TIMES";
+    /// [`crate::published::PublishedKey`] → [`crate::published::PublishedValue`].
+    pub const PUBLISHED: &str = "PUBLISHED";
+    /// [`crate::published::FlowKey`] → [`crate::published::FlowValue`], LRU.
+    pub const CONNTRACK: &str = "CONNTRACK";
+    /// [`crate::published::FragmentKey`] → [`crate::published::FragmentValue`], LRU.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Every pinned map, in the order they are opened.
-    pub const ALL: [&str; 9] =
-        [CONFIG, HOSTS, NETWORKS, ENDPOINTS, PORTS, PORT_COUNTERS, COUNTERS, EVENTS, EVENT_TIMES];
+    pub const ALL: [&str; 12] = [
+        CONFIG,
+        HOSTS,
+        NETWORKS,
+        ENDPOINTS,
+        PORTS,
+        PORT_COUNTERS,
+        COUNTERS,
+        EVENTS,
+        EVENT_TIMES,
+        PUBLISHED,
+        CONNTRACK,
+        FRAGMENTS,
+    ];
 }
 
 /// Capacity of `HOSTS`.
@@ -64,14 +82,21 @@ pub enum Program {
     FromOverlay = 2,
     /// XDP on the uplink, before an skb exists.
     UplinkXdp = 3,
+    /// TC ingress of a gwbridge's port: packets a container sends out of the overlay.
+    FromGwbridge = 4,
 }
 
 impl Program {
     /// How many there are.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
     /// Every program, in number order.
-    pub const ALL: [Self; Self::COUNT as usize] =
-        [Self::FromContainer, Self::FromUplink, Self::FromOverlay, Self::UplinkXdp];
+    pub const ALL: [Self; Self::COUNT as usize] = [
+        Self::FromContainer,
+        Self::FromUplink,
+        Self::FromOverlay,
+        Self::UplinkXdp,
+        Self::FromGwbridge,
+    ];
 
     /// The program's name: of its function in the object, its file, its pins.
     pub const fn name(self) -> &'static str {
@@ -80,6 +105,7 @@ impl Program {
             Self::FromUplink => "from_uplink",
             Self::FromOverlay => "from_overlay",
             Self::UplinkXdp => "uplink_xdp",
+            Self::FromGwbridge => "from_gwbridge",
         }
     }
 
@@ -90,6 +116,7 @@ impl Program {
             1 => Some(Self::FromUplink),
             2 => Some(Self::FromOverlay),
             3 => Some(Self::UplinkXdp),
+            4 => Some(Self::FromGwbridge),
             _ => None,
         }
     }
@@ -125,8 +152,8 @@ pub struct HostConfig {
     pub source_port_min: u16,
     /// One past the last outer UDP source port, host byte order, as in `udp_flow_src_port()`.
     pub source_port_max: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// Whether any port is published: 1, or 0, and then nothing is looked up for one.
+    pub published: u16,
 }
 
 /// Value of `HOSTS`.
@@ -310,7 +337,7 @@ mod tests {
     fn counters_of_two_programs_never_share_a_slot() {
         let last = counter_index(Program::FromContainer, u8::MAX);
         assert_eq!(last + 1, counter_index(Program::FromUplink, 0));
-        assert_eq!(counter_index(Program::UplinkXdp, u8::MAX) + 1, MAX_COUNTERS);
+        assert_eq!(counter_index(Program::FromGwbridge, u8::MAX) + 1, MAX_COUNTERS);
     }
 
     #[test]
@@ -318,6 +345,6 @@ mod tests {
         for program in Program::ALL {
             assert_eq!(Program::from_number(program as u8), Some(program));
         }
-        assert_eq!(Program::from_number(4), None);
+        assert_eq!(Program::from_number(5), None);
     }
 }

@@ -47,8 +47,12 @@ pub mod ipv4 {
     pub const TOS: usize = 1;
     /// Total length.
     pub const TOTAL_LENGTH: usize = 2;
+    /// Identification.
+    pub const ID: usize = 4;
     /// Flags and fragment offset.
     pub const FRAGMENT: usize = 6;
+    /// Time to live, one byte.
+    pub const TTL: usize = 8;
     /// Protocol.
     pub const PROTOCOL: usize = 9;
     /// Header checksum.
@@ -61,6 +65,8 @@ pub mod ipv4 {
     pub const NO_OPTIONS: u8 = 0x45;
     /// Flags and offset of a fragment: More Fragments, or any offset. Host byte order.
     pub const FRAGMENT_MASK: u16 = 0x3fff;
+    /// The offset of a fragment, in units of eight bytes. Host byte order.
+    pub const OFFSET_MASK: u16 = 0x1fff;
     /// Protocol ICMP.
     pub const ICMP: u8 = 1;
     /// Protocol TCP.
@@ -75,10 +81,36 @@ pub mod icmp {
     pub const LEN: usize = 8;
     /// Type, one byte.
     pub const TYPE: usize = 0;
+    /// Checksum.
+    pub const CHECKSUM: usize = 2;
+    /// Type of "destination unreachable", "fragmentation needed" among them.
+    pub const UNREACHABLE: u8 = 3;
+    /// Type of "time exceeded".
+    pub const TIME_EXCEEDED: u8 = 11;
+    /// Type of "parameter problem".
+    pub const PARAMETER_PROBLEM: u8 = 12;
     /// Type of an echo reply.
     pub const ECHO_REPLY: u8 = 0;
     /// Type of an echo request.
     pub const ECHO_REQUEST: u8 = 8;
+}
+
+/// TCP (RFC 9293).
+pub mod tcp {
+    /// Length of a header without options.
+    pub const LEN: usize = 20;
+    /// Flags, one byte.
+    pub const FLAGS: usize = 13;
+    /// Checksum.
+    pub const CHECKSUM: usize = 16;
+    /// The sender is done.
+    pub const FIN: u8 = 1;
+    /// Begins a connection.
+    pub const SYN: u8 = 2;
+    /// Ends a connection at once.
+    pub const RST: u8 = 4;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 16;
 }
 
 /// UDP (RFC 768).
@@ -89,6 +121,8 @@ pub mod udp {
     pub const SOURCE: usize = 0;
     /// Destination port.
     pub const DESTINATION: usize = 2;
+    /// Checksum; zero is none.
+    pub const CHECKSUM: usize = 6;
 }
 
 /// VXLAN (RFC 7348 §5).

@@ -2,6 +2,7 @@
 //!
 //! - [`abi`]: map names, pin layout, keys and values, the ABI number.
 //! - [`verdict`]: what can happen to a packet, and the number each outcome is counted under.
+//! - [`published`]: layouts and rules of published ports and their connection tracking.
 //! - [`headers`]: Ethernet, ARP, IPv4, UDP and VXLAN layouts as named offsets.
 //! - [`vxlan`]: builds the outer 50 bytes and validates received ones (RFC 7348).
 //! - [`ecn`]: RFC 6040 in both directions.
@@ -17,5 +18,6 @@ pub mod checksum;
 pub mod ecn;
 pub mod flow;
 pub mod headers;
+pub mod published;
 pub mod verdict;
 pub mod vxlan;

@@ -2,8 +2,9 @@
 //!
 //! | codes | meaning |
 //! |---|---|
-//! | 0–15 | handled: passed, delivered, encapsulated, answered |
-//! | 16–31 | [`SlowReason`]: handed, unmodified, to the kernel's own vxlan device |
+//! | 0–15 | handled: passed, delivered, encapsulated, answered, translated |
+//! | 16–23 | [`SlowReason`]: handed, unmodified, to the kernel's own vxlan device |
+//! | 24–31 | [`KernelReason`]: of a published port, left, unmodified, to the kernel's NAT |
 //! | 32–127 | [`DropReason`]: dropped |
 
 /// The outcome of one program for one packet. Only `finish` in the programs turns it into a kernel
@@ -20,6 +21,12 @@ pub enum Verdict {
     Slow(SlowReason, u32),
     /// Turned into an answer that leaves the way it came, by this ifindex.
     Answer(Answer, u32),
+    /// Translated to a published port's container, behind this port of its gwbridge.
+    Publish(u32),
+    /// Translated back to the address and port the client knows; leaves by this ifindex.
+    Return(u32),
+    /// Of a published port, but left to the kernel's own NAT for the reason given.
+    Kernel(KernelReason),
     /// Dropped.
     Drop(DropReason),
 }
@@ -33,6 +40,9 @@ impl Verdict {
             Self::Deliver(_) => 1,
             Self::Encapsulate(_) => 2,
             Self::Answer(answer, _) => answer as u8,
+            Self::Publish(_) => 5,
+            Self::Return(_) => 6,
+            Self::Kernel(reason) => reason as u8,
             Self::Slow(reason, _) => reason as u8,
             Self::Drop(reason) => reason as u8,
         }
@@ -92,6 +102,26 @@ numbered! {
 }
 
 numbered! {
+    /// Why a packet of a published port was left to the kernel's NAT (invariant 3): nftables, or
+    /// Docker's rules.
+    KernelReason {
+        /// Neither begins a flow nor belongs to one that is known: begun before the agent, by the
+        /// kernel, or forgotten. The kernel's connection tracking takes it up in the middle.
+        NoFlow = 24, "kernel-no-flow";
+        /// `CONNTRACK` took no entry: no memory, or contention in two attempts.
+        ConntrackFull = 25, "kernel-conntrack-full";
+        /// A fragment that came before the first one, or the rest of such a datagram.
+        Fragment = 26, "kernel-fragment";
+        /// Longer than what it would leave by takes; the kernel fragments it or says so.
+        TooLong = 27, "kernel-too-long";
+        /// Its time to live ends here; the kernel says so to the sender (RFC 792).
+        TimeExceeded = 28, "kernel-time-exceeded";
+        /// Its flow would look like another one inside, and no free source port was found.
+        PortsClash = 29, "kernel-ports-clash";
+    }
+}
+
+numbered! {
     /// Why a packet was dropped. The comment says what the operator should look at.
     DropReason {
         /// The packet ends inside a header: a broken or hostile sender.
@@ -138,6 +168,24 @@ numbered! {
         WrongDestination = 56, "wrong-destination";
         /// The tunnel key of a packet from `ovnet-vx` could not be read or set.
         TunnelKey = 57, "tunnel-key";
+        /// A packet of a published port could not be rewritten to its end: no memory.
+        TranslateFailed = 58, "translate-failed";
+    }
+}
+
+impl KernelReason {
+    /// The reason with this code.
+    #[inline(always)]
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            24 => Some(Self::NoFlow),
+            25 => Some(Self::ConntrackFull),
+            26 => Some(Self::Fragment),
+            27 => Some(Self::TooLong),
+            28 => Some(Self::TimeExceeded),
+            29 => Some(Self::PortsClash),
+            _ => None,
+        }
     }
 }
 
@@ -154,11 +202,19 @@ pub fn label(code: u8) -> Option<&'static str> {
         0 => Some("pass"),
         1 => Some("deliver"),
         2 => Some("encapsulate"),
+        5 => Some("publish"),
+        6 => Some("return"),
         _ => {
             let answers = Answer::ALL.iter().map(|it| (*it as u8, it.label()));
             let slow = SlowReason::ALL.iter().map(|it| (*it as u8, it.label()));
+            let kernel = KernelReason::ALL.iter().map(|it| (*it as u8, it.label()));
             let drops = DropReason::ALL.iter().map(|it| (*it as u8, it.label()));
-            answers.chain(slow).chain(drops).find(|(number, _)| *number == code).map(|it| it.1)
+            answers
+                .chain(slow)
+                .chain(kernel)
+                .chain(drops)
+                .find(|(number, _)| *number == code)
+                .map(|it| it.1)
         }
     }
 }
@@ -169,8 +225,9 @@ mod tests {
 
     #[test]
     fn codes_stay_in_their_ranges() {
-        assert!(Answer::ALL.iter().all(|it| (3..16).contains(&(*it as u8))));
-        assert!(SlowReason::ALL.iter().all(|it| (16..32).contains(&(*it as u8))));
+        assert!(Answer::ALL.iter().all(|it| (3..5).contains(&(*it as u8))));
+        assert!(SlowReason::ALL.iter().all(|it| (16..24).contains(&(*it as u8))));
+        assert!(KernelReason::ALL.iter().all(|it| (24..32).contains(&(*it as u8))));
         assert!(DropReason::ALL.iter().all(|it| (32..128).contains(&(*it as u8))));
     }
 
@@ -183,7 +240,13 @@ mod tests {
         for reason in SlowReason::ALL {
             assert_eq!(label(Verdict::Slow(*reason, 7).code()), Some(reason.label()));
         }
+        for reason in KernelReason::ALL {
+            assert_eq!(label(Verdict::Kernel(*reason).code()), Some(reason.label()));
+            assert_eq!(KernelReason::from_code(*reason as u8), Some(*reason));
+        }
         assert_eq!(label(Verdict::Pass.code()), Some("pass"));
+        assert_eq!(label(Verdict::Publish(7).code()), Some("publish"));
+        assert_eq!(label(Verdict::Return(7).code()), Some("return"));
         assert_eq!(label(127), None);
     }
 }

@@ -34,13 +34,15 @@ pub(crate) fn tc(ctx: &TcContext, program: Program, handle: fn(&TcContext) -> Ve
     }
     match verdict {
         // Not TC_ACT_OK: other programs on the same hook have their say too.
-        Verdict::Pass => TC_ACT_UNSPEC,
-        Verdict::Deliver(to) => {
-            let inner = match program {
-                Program::FromUplink => length - vxlan::OVERHEAD as u32,
-                _ => length,
-            };
-            maps::count_received(to, inner);
+        Verdict::Pass | Verdict::Kernel(_) => TC_ACT_UNSPEC,
+        Verdict::Deliver(to) | Verdict::Publish(to) => {
+            if matches!(verdict, Verdict::Deliver(_)) {
+                let inner = match program {
+                    Program::FromUplink => length - vxlan::OVERHEAD as u32,
+                    _ => length,
+                };
+                maps::count_received(to, inner);
+            }
             // Before 6.15 bpf_redirect_peer keeps the packet type, and a packet addressed to the
             // container's MAC is PACKET_OTHERHOST to the host's side, which IP would drop.
             // SAFETY: as above; and redirect_peer only notes the target for after our return.
@@ -51,7 +53,10 @@ pub(crate) fn tc(ctx: &TcContext, program: Program, handle: fn(&TcContext) -> Ve
                 bpf_redirect_peer(to, 0) as i32
             }
         }
-        Verdict::Encapsulate(to) | Verdict::Slow(_, to) | Verdict::Answer(_, to) => {
+        Verdict::Encapsulate(to)
+        | Verdict::Slow(_, to)
+        | Verdict::Answer(_, to)
+        | Verdict::Return(to) => {
             // SAFETY: the helper only notes the target for after our return.
             unsafe { bpf_redirect(to, 0) as i32 }
         }
@@ -78,8 +83,10 @@ pub(crate) fn xdp(ctx: &XdpContext, program: Program, handle: fn(&XdpContext) ->
     maps::count(program, verdict.code(), length);
     debug!(ctx, "{}: {} bytes, verdict {}", program.name(), length, verdict.code());
     match verdict {
-        Verdict::Deliver(to) => {
-            maps::count_received(to, length - vxlan::OVERHEAD as u32);
+        Verdict::Deliver(to) | Verdict::Publish(to) => {
+            if matches!(verdict, Verdict::Deliver(_)) {
+                maps::count_received(to, length - vxlan::OVERHEAD as u32);
+            }
             // SAFETY: the helper only notes the target for after our return.
             unsafe { bpf_redirect(to, 0) as u32 }
         }
@@ -96,9 +103,12 @@ pub(crate) fn xdp(ctx: &XdpContext, program: Program, handle: fn(&XdpContext) ->
             xdp_action::XDP_DROP
         }
         // XDP hands nothing to a device of its own; what it does not deliver or drop goes on to TC.
-        Verdict::Pass | Verdict::Encapsulate(_) | Verdict::Slow(..) | Verdict::Answer(..) => {
-            xdp_action::XDP_PASS
-        }
+        Verdict::Pass
+        | Verdict::Kernel(_)
+        | Verdict::Encapsulate(_)
+        | Verdict::Slow(..)
+        | Verdict::Return(_)
+        | Verdict::Answer(..) => xdp_action::XDP_PASS,
     }
 }
 

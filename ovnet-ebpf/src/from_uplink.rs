@@ -1,4 +1,5 @@
-//! Wire → container: trust checks, decapsulation, delivery.
+//! Wire → container: trust checks, decapsulation, delivery. What is no VXLAN may be for a published
+//! port.
 
 use aya_ebpf::{
     bindings::{
@@ -9,7 +10,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use ovnet_common::{
-    abi::{EndpointValue, mapped},
+    abi::{EndpointValue, HostConfig, mapped},
     checksum, ecn,
     headers::{ethernet, ipv4},
     verdict::{DropReason, Verdict},
@@ -20,6 +21,7 @@ use crate::{
     finish::PACKET_HOST,
     maps,
     parse::{Ethernet, Frame, Ipv4, is_tagged},
+    published,
     trust::{self, Packet},
 };
 
@@ -55,13 +57,28 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     let Some(outer) = Frame::tc_pulled(ctx, vxlan::OUTER_IP + ipv4::LEN) else {
         return Ok(Verdict::Pass);
     };
-    let is_for_us = Ipv4::read(&outer, vxlan::OUTER_IP)
-        .is_some_and(|ip| ip.protocol == ipv4::UDP && mapped(ip.destination) == config.vtep);
+    let Some(outer_ip) = Ipv4::read(&outer, vxlan::OUTER_IP) else {
+        return Ok(Verdict::Pass);
+    };
     // Before more is pulled: the host's own TCP has its payload right behind its headers, and
     // pulling at it would be a copy for each of its packets.
-    if !is_for_us {
+    let may_be_vxlan =
+        outer_ip.protocol == ipv4::UDP && mapped(outer_ip.destination) == config.vtep;
+    if may_be_vxlan {
+        match from_overlay(ctx, config)? {
+            Verdict::Pass => {}
+            decided => return Ok(decided),
+        }
+    }
+    if config.published == 0 || !outer_ip.is_valid() {
         return Ok(Verdict::Pass);
     }
+    Ok(published::from_uplink(ctx, &outer_ip))
+}
+
+/// Decides about a UDP packet to our VTEP address.
+#[inline(always)]
+fn from_overlay(ctx: &TcContext, config: &HostConfig) -> Result<Verdict, DropReason> {
     let length = ctx.len() as usize;
     let wanted = vxlan::INNER_PACKET + ipv4::LEN;
     let pulled = if length < wanted { Some(Frame::tc(ctx)) } else { Frame::tc_pulled(ctx, wanted) };

@@ -1,7 +1,8 @@
 //! The TC and XDP programs of ovnet: entry points only, one line each.
 //!
 //! A packet's way: `from_container.rs` → the wire → `from_uplink.rs` (or `uplink_xdp.rs`, or, by
-//! the kernel's vxlan device, `from_overlay.rs`) → the container. `parse.rs` is the only place that
+//! the kernel's vxlan device, `from_overlay.rs`) → the container. A published port's: the wire →
+//! `published.rs` → the container → `from_gwbridge.rs` → the wire. `parse.rs` is the only place that
 //! touches packet memory, `maps.rs` the only one that touches a map, `finish.rs` the only one that
 //! returns an action.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -14,11 +15,17 @@
 #[cfg(target_arch = "bpf")]
 mod arp;
 #[cfg(target_arch = "bpf")]
+mod conntrack;
+#[cfg(target_arch = "bpf")]
 mod encapsulate;
 #[cfg(target_arch = "bpf")]
 mod finish;
 #[cfg(target_arch = "bpf")]
+mod fragments;
+#[cfg(target_arch = "bpf")]
 mod from_container;
+#[cfg(target_arch = "bpf")]
+mod from_gwbridge;
 #[cfg(target_arch = "bpf")]
 mod from_overlay;
 #[cfg(target_arch = "bpf")]
@@ -26,9 +33,15 @@ mod from_uplink;
 #[cfg(target_arch = "bpf")]
 mod gateway;
 #[cfg(target_arch = "bpf")]
+mod icmp_error;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod parse;
+#[cfg(target_arch = "bpf")]
+mod published;
+#[cfg(target_arch = "bpf")]
+mod translate;
 #[cfg(target_arch = "bpf")]
 mod trust;
 #[cfg(target_arch = "bpf")]
@@ -42,7 +55,7 @@ mod entry {
     };
     use ovnet_common::abi::Program;
 
-    use crate::{finish, from_container, from_overlay, from_uplink, uplink_xdp};
+    use crate::{finish, from_container, from_gwbridge, from_overlay, from_uplink, uplink_xdp};
 
     /// TC ingress of a host-side veth.
     #[classifier]
@@ -60,6 +73,12 @@ mod entry {
     #[classifier]
     pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
         finish::tc(&ctx, Program::FromOverlay, from_overlay::handle)
+    }
+
+    /// TC ingress of a gwbridge's port.
+    #[classifier]
+    pub(crate) fn from_gwbridge(ctx: TcContext) -> i32 {
+        finish::tc(&ctx, Program::FromGwbridge, from_gwbridge::handle)
     }
 
     /// XDP on the uplink. `frags`: jumbo frames come in several buffers, the headers always in the

@@ -4,15 +4,22 @@
 //! `ovnet-agent/src/datapath/maps.rs`, the layouts are `ovnet_common::abi`.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use ovnet_common::abi::{
     Address, Counter, DropEvent, EVENT_INTERVAL_NS, EVENTS_BYTES, EndpointKey, EndpointValue,
-    HostConfig, HostValue, MAX_COUNTERS, MAX_ENDPOINTS, MAX_HOSTS, MAX_NETWORKS, MAX_PORTS,
+    HostConfig, HostValue, MAX_COUNTERS, MAX_ENDPOINTS, MAX_HOSTS, MAX_NETWORKS, MAX_PORTS, Mac,
     NetworkValue, PortCounters, PortValue, Program, counter_index, mapped,
 };
+use ovnet_common::published::{
+    DEFAULT_CONNTRACK, FlowKey, FlowValue, FragmentKey, FragmentValue, MAX_FRAGMENTS,
+    MAX_PUBLISHED, PublishedKey, PublishedValue,
+};
+
+use crate::translate::Rewrite;
 
 /// Key: 0. Value: what the programs know about their own host. Writer: agent. Size: one, because
 /// there is one host. Full: cannot be.
@@ -62,6 +69,57 @@ static EVENTS: RingBuf<DropEvent, { EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static EVENT_TIMES: PerCpuArray<u64, { MAX_COUNTERS as usize }> = PerCpuArray::new();
 
+/// Key: an address of this host, port and protocol. Value: the container behind. Writer: agent.
+/// Reader: `published.rs`. Full: the agent reports it; the port works through the kernel's NAT.
+#[btf_map]
+static PUBLISHED: HashMap<PublishedKey, PublishedValue, { MAX_PUBLISHED as usize }> =
+    HashMap::new();
+
+/// Key: a packet's addresses and ports as it arrives. Value: what becomes of it. Writer and reader:
+/// `conntrack.rs`; the agent removes what is over. Size: by the machine's memory, or
+/// `--conntrack-max`. Full: the least recently used entries make room, and what is left of their
+/// flows goes through the kernel's NAT.
+#[btf_map]
+static CONNTRACK: LruHashMap<FlowKey, FlowValue, { DEFAULT_CONNTRACK as usize }> =
+    LruHashMap::new();
+
+/// Key: what a datagram's fragments share. Value: what becomes of them. Writer and reader:
+/// `fragments.rs`. Full: the oldest make room, and the rest of their datagrams is lost.
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, { MAX_FRAGMENTS as usize }> =
+    LruHashMap::new();
+
+/// Keys and values under construction.
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) key: FlowKey,
+    pub(crate) back_key: FlowKey,
+    pub(crate) other: FlowKey,
+    pub(crate) published: PublishedKey,
+    /// What to make of the packet.
+    pub(crate) rewrite: Rewrite,
+    /// The packet's source MAC.
+    pub(crate) source_mac: Mac,
+    /// The packet's destination MAC.
+    pub(crate) destination_mac: Mac,
+    pub(crate) flow: FlowValue,
+    pub(crate) fragment_key: FragmentKey,
+    pub(crate) fragment: FragmentValue,
+}
+
+/// Key: 0. Value: room for what would not fit the stack, per CPU. Writer and reader: whoever decides
+/// about a published port's packet, within one run. Not pinned: nothing lasts. Full: cannot be.
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Room for keys and values, with whatever the last packet left in it.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: the slot is this CPU's own; programs at TC ingress and XDP run in softirq, one after
+    // the other, and each asks once per packet.
+    unsafe { SCRATCH.get_ptr_mut(0)?.as_mut() }
+}
+
 /// What the agent told us of our own host.
 #[inline(always)]
 pub(crate) fn config() -> Option<&'static HostConfig> {
@@ -95,6 +153,52 @@ pub(crate) fn endpoint(vni: u32, address: [u8; 4]) -> Option<EndpointValue> {
 pub(crate) fn port(ifindex: u32) -> Option<PortValue> {
     // SAFETY: as in `network`.
     unsafe { PORTS.get(ifindex) }.copied()
+}
+
+/// What a port of this host leads to.
+#[inline(always)]
+pub(crate) fn published(key: &PublishedKey) -> Option<&'static PublishedValue> {
+    // SAFETY: as in `network`, but not copied, for want of stack: each field is read once.
+    unsafe { PUBLISHED.get(key) }
+}
+
+/// The entry of a flow's direction. Other processors may write it at the same time: each field
+/// stands for itself.
+#[inline(always)]
+pub(crate) fn flow(key: &FlowKey) -> Option<*mut FlowValue> {
+    CONNTRACK.get_ptr_mut(key)
+}
+
+/// Enters a flow's direction where there is none under this key. `Err(-EEXIST)` where there is.
+#[inline(always)]
+pub(crate) fn add_flow(key: &FlowKey, value: &FlowValue) -> Result<(), i32> {
+    CONNTRACK.insert(key, value, u64::from(BPF_NOEXIST))
+}
+
+/// Enters a flow's direction, replacing what is there.
+#[inline(always)]
+pub(crate) fn set_flow(key: &FlowKey, value: &FlowValue) -> Result<(), i32> {
+    CONNTRACK.insert(key, value, u64::from(BPF_ANY))
+}
+
+/// Removes a flow's direction.
+#[inline(always)]
+pub(crate) fn remove_flow(key: &FlowKey) {
+    // One that is gone is as good.
+    let _ = CONNTRACK.remove(key);
+}
+
+/// What becomes of a datagram's fragments.
+#[inline(always)]
+pub(crate) fn fragment(key: &FragmentKey) -> Option<&'static FragmentValue> {
+    // SAFETY: as in `published`.
+    unsafe { FRAGMENTS.get(key) }
+}
+
+/// Decides what becomes of a datagram's fragments.
+#[inline(always)]
+pub(crate) fn set_fragment(key: &FragmentKey, value: &FragmentValue) -> Result<(), i32> {
+    FRAGMENTS.insert(key, value, u64::from(BPF_ANY))
 }
 
 /// Counts a verdict.

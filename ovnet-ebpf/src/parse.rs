@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::generated::bpf_skb_pull_data,
     programs::{TcContext, XdpContext},
 };
-use ovnet_common::headers::{ethernet, ipv4};
+use ovnet_common::headers::{ethernet, ipv4, tcp, udp};
 
 /// The linear part of a packet: from its first byte to the end of what can be read directly.
 #[derive(Clone, Copy)]
@@ -84,6 +84,45 @@ pub(crate) fn is_tagged(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).vlan_present != 0 }
 }
 
+/// The ports of a TCP or UDP header, and TCP's flags.
+#[derive(Clone, Copy)]
+pub(crate) struct Transport {
+    /// Network byte order.
+    pub(crate) source_be: u16,
+    /// Network byte order.
+    pub(crate) destination_be: u16,
+    /// Bits of `headers::tcp`; 0 for UDP.
+    pub(crate) flags: u8,
+}
+
+impl Transport {
+    /// Length of frame, IPv4 header without options and the whole header of `protocol`.
+    #[inline(always)]
+    pub(crate) const fn end(protocol: u8) -> usize {
+        let header = if protocol == ipv4::TCP { tcp::LEN } else { udp::LEN };
+        ethernet::LEN + ipv4::LEN + header
+    }
+
+    /// The header behind an IPv4 header without options, whole.
+    #[inline(always)]
+    pub(crate) fn read(frame: &Frame, protocol: u8) -> Option<Self> {
+        const AT: usize = ethernet::LEN + ipv4::LEN;
+        let [s0, s1, d0, d1]: [u8; 4] = frame.read(AT)?;
+        let flags = if protocol == ipv4::TCP {
+            let header: [u8; tcp::LEN] = frame.read(AT)?;
+            header[tcp::FLAGS]
+        } else {
+            frame.read::<{ udp::LEN }>(AT)?;
+            0
+        };
+        Some(Self {
+            source_be: u16::from_ne_bytes([s0, s1]),
+            destination_be: u16::from_ne_bytes([d0, d1]),
+            flags,
+        })
+    }
+}
+
 /// An Ethernet header.
 #[derive(Clone, Copy)]
 pub(crate) struct Ethernet {
@@ -110,6 +149,9 @@ impl Ethernet {
 pub(crate) struct Ipv4 {
     pub(crate) version_ihl: u8,
     pub(crate) tos: u8,
+    /// Identification, network byte order.
+    pub(crate) id_be: u16,
+    pub(crate) ttl: u8,
     /// Flags and offset, host byte order.
     pub(crate) fragment: u16,
     pub(crate) protocol: u8,
@@ -125,6 +167,24 @@ impl Ipv4 {
         Some(Self::parse(&header))
     }
 
+    /// As [`Self::read`], field by field: of a header read whole the compiler keeps each byte in a
+    /// place of its own, for which deeper functions have no stack.
+    #[inline(always)]
+    pub(crate) fn read_fields(frame: &Frame, offset: usize) -> Option<Self> {
+        let [version_ihl, tos]: [u8; 2] = frame.read(offset)?;
+        let [ttl, protocol]: [u8; 2] = frame.read(offset + ipv4::TTL)?;
+        Some(Self {
+            version_ihl,
+            tos,
+            id_be: u16::from_ne_bytes(frame.read(offset + ipv4::ID)?),
+            ttl,
+            fragment: u16::from_be_bytes(frame.read(offset + ipv4::FRAGMENT)?),
+            protocol,
+            source: u32::from_ne_bytes(frame.read(offset + ipv4::SOURCE)?).to_ne_bytes(),
+            destination: u32::from_ne_bytes(frame.read(offset + ipv4::DESTINATION)?).to_ne_bytes(),
+        })
+    }
+
     /// The header in these bytes.
     #[inline(always)]
     pub(crate) fn parse(header: &[u8; ipv4::LEN]) -> Self {
@@ -133,11 +193,11 @@ impl Ipv4 {
             tos,
             _,
             _,
-            _,
-            _,
+            i0,
+            i1,
             f0,
             f1,
-            _,
+            ttl,
             protocol,
             _,
             _,
@@ -153,6 +213,8 @@ impl Ipv4 {
         Self {
             version_ihl,
             tos,
+            id_be: u16::from_ne_bytes([i0, i1]),
+            ttl,
             fragment: u16::from_be_bytes([f0, f1]),
             protocol,
             source: [s0, s1, s2, s3],
@@ -170,5 +232,11 @@ impl Ipv4 {
     #[inline(always)]
     pub(crate) fn is_fragment(&self) -> bool {
         self.fragment & ipv4::FRAGMENT_MASK != 0
+    }
+
+    /// Whether it is a fragment without the ports, which only the first one has.
+    #[inline(always)]
+    pub(crate) fn is_later_fragment(&self) -> bool {
+        self.fragment & ipv4::OFFSET_MASK != 0
     }
 }

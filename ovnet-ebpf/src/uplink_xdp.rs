@@ -1,12 +1,13 @@
 //! Wire → container before an skb exists: the trust filter, decapsulation and redirection.
 //!
-//! What it does not take (everything not ours, ARP, fragments, UDP checksums, merged packets) goes
+//! TCP and UDP to published ports are translated, too. What it does not take (everything not ours, ARP, fragments, UDP checksums, merged packets) goes
 //! on to `from_uplink`, which decides again.
 
-use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
 use ovnet_common::{
     ecn,
     headers::{ethernet, ipv4},
+    published::published_flags,
     verdict::{DropReason, Verdict},
     vxlan,
 };
@@ -14,7 +15,9 @@ use ovnet_common::{
 use crate::{
     from_uplink::mark,
     maps,
-    parse::Frame,
+    parse::{Frame, Ipv4},
+    published::{self, Outcome},
+    translate,
     trust::{self, Packet},
 };
 
@@ -34,7 +37,10 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
     };
     let frame = Frame::xdp(ctx);
     let Some(packet) = trust::accept(&frame, config)? else {
-        return Ok(Verdict::Pass);
+        return Ok(match config.published {
+            0 => Verdict::Pass,
+            _ => published_port(ctx.ctx).verdict(),
+        });
     };
     let Packet { eth, ip, endpoint, vni, outer_tos } = packet;
     if is_merged(&frame, vni) {
@@ -55,6 +61,41 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
         mark(&frame, &ip, tos).ok_or(DropReason::DecapFailed)?;
     }
     Ok(Verdict::Deliver(ifindex))
+}
+
+/// Decides about a frame that is not VXLAN: TCP and UDP to a published port are translated here;
+/// fragments, errors and what the container's end does not take, as XDP, are left to TC.
+#[inline(never)]
+fn published_port(xdp: *mut xdp_md) -> Outcome {
+    let ctx = XdpContext::new(xdp);
+    let frame = &Frame::xdp(&ctx);
+    let Some(ip) = Ipv4::read_fields(frame, ethernet::LEN) else { return Outcome::PASS };
+    if frame.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes())
+        || ip.version_ihl != ipv4::NO_OPTIONS
+        || ip.is_fragment()
+        || !matches!(ip.protocol, ipv4::TCP | ipv4::UDP)
+    {
+        return Outcome::PASS;
+    }
+    let Some(scratch) = maps::scratch() else { return Outcome::PASS };
+    let Some((transport, to)) = published::find(scratch, frame, &ip) else {
+        return Outcome::PASS;
+    };
+    let length = frame.read(ethernet::LEN + ipv4::TOTAL_LENGTH).map(u16::from_be_bytes);
+    // Zero is a packet of more than IPv4 can say.
+    let fits = length.is_some_and(|length| length != 0 && length <= to.mtu);
+    if to.flags & published_flags::XDP == 0 || !fits {
+        return Outcome::PASS;
+    }
+    let ifindex = ctx.ingress_ifindex() as u32;
+    // TC says the same, and then the kernel has it.
+    let Ok(rewrite) = published::decide(scratch, &ip, &transport, to, ifindex) else {
+        return Outcome::PASS;
+    };
+    match translate::xdp(frame, &ip, &transport, &rewrite) {
+        None => Outcome::FAILED,
+        Some(()) => Outcome::translated(&rewrite),
+    }
 }
 
 /// Whether the inner packet is longer than its network's MTU: several that GRO or the sender merged.

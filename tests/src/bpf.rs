@@ -48,6 +48,12 @@ pub const PORT_A3: u32 = 103;
 pub const PORT_A4: u32 = 104;
 /// A veth without an endpoint.
 pub const PORT_UNKNOWN: u32 = 105;
+/// The gwbridge's port of [`crate::packet::SANDBOX`].
+pub const GATEWAY_PORT: u32 = 106;
+/// Another sandbox's.
+pub const OTHER_GATEWAY_PORT: u32 = 107;
+/// Entries of published ports' flows that fit.
+pub const CONNTRACK_MAX: u32 = 65_536;
 /// What the tables call the `external` device; redirecting there is not carried out in a test run.
 pub const EXTERNAL: u32 = 110;
 
@@ -141,15 +147,20 @@ pub fn with_bpffs(name: &str, body: impl FnOnce(&Path) + Send) {
 
 /// Loads the programs over what is pinned under the folder.
 pub fn load(folder: &Path) -> Datapath {
+    load_with(folder, Some(CONNTRACK_MAX))
+}
+
+/// The same with a capacity of the flows' map.
+pub fn load_with(folder: &Path, conntrack_max: Option<u32>) -> Datapath {
     let bpffs = folder.join("ovnet");
-    let options = LoadOptions { bpffs, log: DatapathLog::Off, force_clsact: false };
+    let options = LoadOptions { bpffs, log: DatapathLog::Off, force_clsact: false, conntrack_max };
     Datapath::load(&options).unwrap_or_else(|error| panic!("load the programs: {error:#}"))
 }
 
 impl Bench {
     fn new(mut datapath: Datapath, folder: &Path) -> Self {
         let mut preludes = BTreeMap::new();
-        for program in [Program::FromContainer, Program::FromUplink, Program::FromOverlay] {
+        for program in Program::ALL.into_iter().filter(|it| *it != Program::UplinkXdp) {
             let target = classifier(&mut datapath, program).fd().unwrap().as_fd();
             preludes.insert(program, Prelude::before(target).expect("load a prelude"));
         }
@@ -186,6 +197,7 @@ impl Bench {
             networks key value: maps.set_network(*key, *value), maps.remove_network(*key);
             endpoints key value: maps.set_endpoint(*key, *value), maps.remove_endpoint(key);
             ports key value: maps.set_port(*key, *value), maps.remove_port(*key);
+            published key value: maps.set_published(*key, *value), maps.remove_published(key);
         }
     }
 
@@ -288,6 +300,8 @@ fn build_links() {
         (PORT_A3, "a3"),
         (PORT_A4, "a4"),
         (PORT_UNKNOWN, "unknown"),
+        (GATEWAY_PORT, "gw"),
+        (OTHER_GATEWAY_PORT, "gw2"),
     ] {
         let peer = index + 100;
         ip(&format!("link add {name} index {index} type veth peer name p-{name} index {peer}"));

@@ -140,7 +140,7 @@ pub fn world() -> Tables {
             vxlan_port_be: port_be,
             source_port_min: SOURCE_PORT_MIN,
             source_port_max: SOURCE_PORT_MAX,
-            reserved: 0,
+            published: 0,
         },
         ..Tables::default()
     };
@@ -206,7 +206,7 @@ pub fn return_code(program: Program, verdict: Verdict) -> u32 {
         _ => (TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT),
     };
     match verdict {
-        Verdict::Pass => pass,
+        Verdict::Pass | Verdict::Kernel(_) => pass,
         Verdict::Drop(_) => drop,
         _ => redirect,
     }

@@ -36,6 +36,12 @@ pub const HOST_C: Party = host([192, 168, 1, 13], 13);
 pub const HOST_D: Party = host([172, 16, 0, 14], 14);
 /// A known VTEP behind [`ROUTER`], by a route with an MTU of [`ROUTED_MTU`].
 pub const HOST_E: Party = host([192, 168, 2, 15], 15);
+/// Asks for published ports, by way of [`ROUTER`].
+pub const CLIENT: Party = host([203, 0, 113, 5], 5);
+/// The sandbox behind published ports, on its gwbridge.
+pub const SANDBOX: Party = container([172, 18, 0, 2]);
+/// The gwbridge.
+pub const GWBRIDGE: Party = container([172, 18, 0, 1]);
 /// On the wire, but no VTEP.
 pub const INTRUDER: Party = host([192, 168, 1, 66], 66);
 /// The next hop to [`HOST_E`].
@@ -153,6 +159,11 @@ impl Ipv4 {
         Self { fragment, ..self }
     }
 
+    /// The same with another time to live.
+    pub fn ttl(self, ttl: u8) -> Self {
+        Self { ttl, ..self }
+    }
+
     /// The same with options.
     pub fn options(self, options: &[u8]) -> Self {
         Self { options: options.to_vec(), ..self }
@@ -198,11 +209,23 @@ pub fn tcp(
     options: &[u8],
     payload: &[u8],
 ) -> Vec<u8> {
+    segment(source, destination, ports, 0x18, options, payload)
+}
+
+/// A TCP segment with these flags.
+pub fn segment(
+    source: Address,
+    destination: Address,
+    ports: (u16, u16),
+    flags: u8,
+    options: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
     let mut segment = Vec::new();
     segment.extend(ports.0.to_be_bytes());
     segment.extend(ports.1.to_be_bytes());
     segment.extend([0, 0, 0, 1, 0, 0, 0, 2]);
-    segment.extend([low_byte((20 + options.len()) / 4) << 4, 0x18, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend([low_byte((20 + options.len()) / 4) << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
     segment.extend(options);
     segment.extend(payload);
     let sum = transport_checksum(source, destination, TCP, &segment).to_be_bytes();
@@ -214,6 +237,17 @@ pub fn tcp(
 pub fn echo(kind: u8, payload: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, 0, 0, 0, 0x12, 0x34, 0, 1];
     message.extend(payload);
+    let sum = checksum(&message).to_be_bytes();
+    message[2..4].copy_from_slice(&sum);
+    message
+}
+
+/// An ICMP error about a packet (RFC 792), with the word after the checksum; of a "fragmentation
+/// needed" its second half is the MTU (RFC 1191).
+pub fn icmp_error(kind: u8, code: u8, word: u32, about: &[u8]) -> Vec<u8> {
+    let mut message = vec![kind, code, 0, 0];
+    message.extend(word.to_be_bytes());
+    message.extend(about);
     let sum = checksum(&message).to_be_bytes();
     message[2..4].copy_from_slice(&sum);
     message

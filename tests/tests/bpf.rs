@@ -15,6 +15,8 @@ mod bpf {
     mod from_container;
     mod from_overlay;
     mod pins;
+    mod published;
+    mod published_rest;
     mod random;
     mod receive;
     mod round_trip;

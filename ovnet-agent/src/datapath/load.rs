@@ -11,7 +11,12 @@ use aya::{
     maps::{MapInfo, MapType},
     programs::{SchedClassifier, Xdp},
 };
-use ovnet_common::abi::{self, Program, map};
+use ovnet_common::{
+    abi::{self, Program, map},
+    published,
+};
+
+use super::Conntrack;
 
 /// The object, built by build.rs and aligned as the ELF parser wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ovnet-ebpf"));
@@ -49,15 +54,16 @@ pub fn object_is_missing() -> bool {
 }
 
 /// Loads every program, none attached. `folder` is the versioned folder of pins; it is made.
-pub(super) fn load(folder: &Path, log: DatapathLog) -> Result<Ebpf> {
+pub(super) fn load(folder: &Path, log: DatapathLog, conntrack_max: u32) -> Result<Ebpf> {
     ensure!(
         !object_is_missing(),
         "this ovnet-agent was built without its programs (AYA_BUILD_SKIP): build it again without"
     );
-    let maps = prepare(folder)?;
+    let (maps, former) = prepare(folder, conntrack_max)?;
     let level = log.level();
     let mut loader = EbpfLoader::new();
     loader.override_global(aya_log::LEVEL, &level, false);
+    loader.map_max_entries(map::CONNTRACK, conntrack_max);
     let pins: Vec<(&str, PathBuf)> = map::ALL.iter().map(|name| (*name, maps.join(name))).collect();
     for (name, path) in &pins {
         loader.map_pin_path(name, path.as_path());
@@ -72,12 +78,36 @@ pub(super) fn load(folder: &Path, log: DatapathLog) -> Result<Ebpf> {
         };
         result.with_context(|| format!("load {name} (a kernel before 6.1, or no CAP_BPF)"))?;
     }
+    if let Some(former) = former {
+        // Until our programs are in place flows may still begin in the former map; the kernel's
+        // connection tracking takes those up in the middle.
+        Conntrack::open(&maps)?.adopt(&former)?;
+    }
     Ok(ebpf)
 }
 
+/// The capacity of `CONNTRACK` for this machine: a quarter of a per cent of its memory.
+pub(super) fn conntrack_by_memory() -> u32 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    entries_for(kilobytes.unwrap_or(0))
+}
+
+/// How many entries a quarter of a per cent of so many KiB holds, within reason.
+fn entries_for(kilobytes: u64) -> u32 {
+    /// Key, value, and what the kernel's `struct htab_elem` and bucket add.
+    const BYTES: u64 = 176;
+    let entries = kilobytes * 1024 / 400 / BYTES;
+    u32::try_from(entries.clamp(16_384, 1_048_576)).unwrap_or(u32::MAX)
+}
+
 /// Makes the folders and removes pinned maps that are not what this build expects. aya 0.14 takes
-/// any map it finds under the name, whatever its layout; programs would then read garbage.
-fn prepare(folder: &Path) -> Result<PathBuf> {
+/// any map it finds under the name, whatever its layout; programs would then read garbage. Returns
+/// the folder of maps, and the flows' former map where only its capacity is another one now.
+fn prepare(folder: &Path, conntrack_max: u32) -> Result<(PathBuf, Option<Conntrack>)> {
+    let mut former = None;
     let maps = folder.join("maps");
     let parent = folder.parent().unwrap_or(folder);
     require_bpffs(parent)?;
@@ -95,7 +125,13 @@ fn prepare(folder: &Path) -> Result<PathBuf> {
                 let kind = info.map_type().unwrap_or(MapType::Unspecified);
                 (kind, info.key_size(), info.value_size(), info.max_entries())
             })?;
-        let expected = expected(name);
+        let expected = expected(name, conntrack_max);
+        let same_layout = (found.0, found.1, found.2) == (expected.0, expected.1, expected.2);
+        if name == map::CONNTRACK && same_layout && found.3 != expected.3 {
+            former = Some(Conntrack::open(&maps)?);
+            fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
+            continue;
+        }
         if found != expected {
             tracing::warn!(
                 map = name,
@@ -106,11 +142,12 @@ fn prepare(folder: &Path) -> Result<PathBuf> {
             fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
         }
     }
-    Ok(maps)
+    Ok((maps, former))
 }
 
-/// Type, key size, value size and capacity of a map of this build.
-fn expected(name: &str) -> (MapType, u32, u32, u32) {
+/// Type, key size, value size and capacity of a map of this build, `CONNTRACK` having the capacity
+/// given.
+fn expected(name: &str, conntrack_max: u32) -> (MapType, u32, u32, u32) {
     fn size<T>() -> u32 {
         u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
     }
@@ -133,6 +170,24 @@ fn expected(name: &str) -> (MapType, u32, u32, u32) {
         }
         map::COUNTERS => (MapType::PerCpuArray, key, size::<abi::Counter>(), abi::MAX_COUNTERS),
         map::EVENT_TIMES => (MapType::PerCpuArray, key, size::<u64>(), abi::MAX_COUNTERS),
+        map::PUBLISHED => (
+            MapType::Hash,
+            size::<published::PublishedKey>(),
+            size::<published::PublishedValue>(),
+            published::MAX_PUBLISHED,
+        ),
+        map::CONNTRACK => (
+            MapType::LruHash,
+            size::<published::FlowKey>(),
+            size::<published::FlowValue>(),
+            conntrack_max,
+        ),
+        map::FRAGMENTS => (
+            MapType::LruHash,
+            size::<published::FragmentKey>(),
+            size::<published::FragmentValue>(),
+            published::MAX_FRAGMENTS,
+        ),
         _ => (MapType::RingBuf, 0, 0, abi::EVENTS_BYTES),
     }
 }
@@ -150,4 +205,16 @@ pub fn require_bpffs(folder: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::entries_for;
+
+    #[test]
+    fn flows_take_a_quarter_of_a_per_cent_of_the_memory() {
+        assert_eq!(entries_for(0), 16_384);
+        assert_eq!(entries_for(8 << 20), 122_016);
+        assert_eq!(entries_for(1 << 30), 1_048_576);
+    }
 }

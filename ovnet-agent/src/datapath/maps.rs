@@ -10,9 +10,12 @@ use aya::{
     },
     util::nr_cpus,
 };
-use ovnet_common::abi::{
-    Address, Counter, EndpointKey, EndpointValue, HostConfig, HostValue, NetworkValue,
-    PortCounters, PortValue, Program, counter_index, map,
+use ovnet_common::{
+    abi::{
+        Address, Counter, EndpointKey, EndpointValue, HostConfig, HostValue, NetworkValue,
+        PortCounters, PortValue, Program, counter_index, map,
+    },
+    published::{PublishedKey, PublishedValue},
 };
 
 /// The content of every table the agent writes: as it is, or as it should be.
@@ -28,6 +31,8 @@ pub struct Tables {
     pub endpoints: BTreeMap<EndpointKey, EndpointValue>,
     /// Local endpoints by host-side ifindex.
     pub ports: BTreeMap<u32, PortValue>,
+    /// What ports of this host lead to.
+    pub published: BTreeMap<PublishedKey, PublishedValue>,
 }
 
 /// The open maps.
@@ -40,6 +45,7 @@ pub struct Maps {
     port_counters: PerCpuHashMap<MapData, u32, PortCounters>,
     counters: PerCpuArray<MapData, Counter>,
     events: Option<RingBuf<MapData>>,
+    published: HashMap<MapData, PublishedKey, PublishedValue>,
 }
 
 impl Maps {
@@ -57,6 +63,7 @@ impl Maps {
             port_counters: take(map::PORT_COUNTERS)?.try_into()?,
             counters: take(map::COUNTERS)?.try_into()?,
             events: Some(take(map::EVENTS)?.try_into()?),
+            published: take(map::PUBLISHED)?.try_into()?,
         })
     }
 
@@ -68,6 +75,7 @@ impl Maps {
             networks: collect(&self.networks).context("read NETWORKS")?,
             endpoints: collect(&self.endpoints).context("read ENDPOINTS")?,
             ports: collect(&self.ports).context("read PORTS")?,
+            published: collect(&self.published).context("read PUBLISHED")?,
         })
     }
 
@@ -103,7 +111,17 @@ impl Maps {
         self.ports.insert(ifindex, value, 0).with_context(|| full("PORTS", "local endpoints"))
     }
 
-    /// Removes a VTEP; one that is not there is no error, here and below.
+    /// Enters a published port.
+    pub fn set_published(&mut self, key: PublishedKey, value: PublishedValue) -> Result<()> {
+        self.published.insert(key, value, 0).with_context(|| full("PUBLISHED", "published ports"))
+    }
+
+    /// Removes a published port; one that is not there is no error, here and below.
+    pub fn remove_published(&mut self, key: &PublishedKey) -> Result<()> {
+        gone(self.published.remove(key)).context("remove from PUBLISHED")
+    }
+
+    /// Removes a VTEP.
     pub fn remove_host(&mut self, key: &Address) -> Result<()> {
         gone(self.hosts.remove(key)).context("remove from HOSTS")
     }

@@ -5,6 +5,7 @@
 //! behind the pinned links atomically; no packet ever meets a hook without a program.
 
 mod attach;
+mod conntrack;
 mod events;
 mod load;
 mod maps;
@@ -17,6 +18,7 @@ use std::{
 use anyhow::{Context as _, Result};
 pub use attach::unhook;
 use aya::Ebpf;
+pub use conntrack::{Conntrack, Swept};
 pub use events::spawn_reader;
 pub use load::{DatapathLog, object_is_missing, require_bpffs};
 pub use maps::{Maps, Tables};
@@ -63,6 +65,9 @@ pub struct LoadOptions {
     pub log: DatapathLog,
     /// Use clsact even where the kernel has TCX (a hidden option, for tests).
     pub force_clsact: bool,
+    /// How many entries of published ports' flows there may be, two per flow; by the machine's
+    /// memory where absent.
+    pub conntrack_max: Option<u32>,
 }
 
 /// The loaded programs with their pinned maps and links.
@@ -92,7 +97,8 @@ impl Datapath {
     /// nothing.
     pub fn load(options: &LoadOptions) -> Result<Self> {
         let folder = versioned(&options.bpffs);
-        let mut ebpf = load::load(&folder, options.log)?;
+        let conntrack_max = options.conntrack_max.unwrap_or_else(load::conntrack_by_memory);
+        let mut ebpf = load::load(&folder, options.log, conntrack_max)?;
         let maps = Maps::take(&mut ebpf).context("open the maps")?;
         let tc = match options.force_clsact || !attach::has_tcx() {
             true => TcMode::Clsact,
@@ -104,6 +110,11 @@ impl Datapath {
     /// The tables and counters.
     pub fn maps(&mut self) -> &mut Maps {
         &mut self.maps
+    }
+
+    /// The flows of published ports.
+    pub fn conntrack(&self) -> Result<Conntrack> {
+        Conntrack::open(&self.folder.join("maps"))
     }
 
     /// How TC programs are attached here.

@@ -45,7 +45,7 @@ fn record(host: &str, address: [u8; 4]) -> EndpointRecord {
 }
 
 /// docker01 with one endpoint, 10.0.0.2, and docker02 with 10.0.0.3, all of it read.
-fn inputs() -> Inputs {
+pub(super) fn inputs() -> Inputs {
     let local = LocalEndpoint {
         record: record("docker01", [10, 0, 0, 2]),
         network: network(),
@@ -71,6 +71,7 @@ fn inputs() -> Inputs {
         ])),
         endpoints: BTreeMap::new(),
         local: vec![(local, 7)],
+        ports: PortInputs::default(),
     };
     announce(&mut inputs, record("docker01", [10, 0, 0, 2]));
     announce(&mut inputs, record("docker02", [10, 0, 0, 3]));

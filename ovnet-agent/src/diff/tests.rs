@@ -174,7 +174,9 @@ fn any_tables() -> impl Strategy<Value = Tables> {
     let hosts = proptest::collection::btree_set(1u8..4, 0..4);
     let networks = proptest::collection::btree_set(0u32..3, 0..3);
     let ports = proptest::collection::btree_set(1u32..4, 0..4);
-    (endpoints, hosts, networks, ports).prop_map(|(endpoints, hosts, networks, ports)| Tables {
+    let published = proptest::collection::btree_map(1u16..4, 1u32..3, 0..4);
+    let all = (endpoints, hosts, networks, ports, published);
+    all.prop_map(|(endpoints, hosts, networks, ports, published)| Tables {
         config: HostConfig::default(),
         endpoints: endpoints.into_iter().map(|((vni, last), it)| (key(vni, last), it)).collect(),
         hosts: hosts
@@ -183,7 +185,37 @@ fn any_tables() -> impl Strategy<Value = Tables> {
             .collect(),
         networks: networks.into_iter().map(|vni| (vni, NetworkValue::default())).collect(),
         ports: ports.into_iter().map(|port| (port, PortValue::default())).collect(),
+        published: published
+            .into_iter()
+            .map(|(port_be, ifindex)| {
+                let value = PublishedValue { ifindex, ..PublishedValue::default() };
+                (PublishedKey { port_be, ..PublishedKey::default() }, value)
+            })
+            .collect(),
     })
+}
+
+#[test]
+fn answers_of_a_published_port_are_translated_before_the_first_question_and_after_the_last() {
+    let answers = Attachment {
+        program: Program::FromGwbridge,
+        ifindex: 9,
+        interface: "ovnetg1".into(),
+        xdp: None,
+    };
+    let (key, value) = (PublishedKey::default(), PublishedValue::default());
+    let with = Tables { published: [(key, value)].into(), ..Tables::default() };
+    let desired = Desired {
+        tables: with.clone(),
+        attachments: [attachment(7), answers.clone()].into(),
+        ..Desired::default()
+    };
+    assert_eq!(
+        diff(&desired, &Actual::default()),
+        [Op::Attach(answers.clone()), Op::SetPublished(key, value), Op::Attach(attachment(7)),]
+    );
+    let actual = Actual { tables: with, attached: [answers.clone()].into(), ..Actual::default() };
+    assert_eq!(diff(&Desired::default(), &actual), [Op::RemovePublished(key), Op::Detach(answers)]);
 }
 
 proptest! {

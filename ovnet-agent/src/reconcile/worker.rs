@@ -20,7 +20,7 @@ use crate::{
         schema::{HostRecord, VERSION},
     },
     datapath::Tables,
-    desired::{Inputs, UplinkView, desired},
+    desired::{Inputs, PortInputs, UplinkView, desired},
     diff::{Actual, Op, diff},
     hosts::HostTable,
     net::{self, Net, Uplink},
@@ -249,6 +249,7 @@ impl Worker {
             hosts: usable.clone(),
             endpoints: snapshot.endpoints.clone(),
             local: local.clone(),
+            ports: PortInputs::default(),
         });
         self.log_contradictions(&desired.contradictions);
 

@@ -5,15 +5,25 @@ use std::collections::BTreeMap;
 
 use ovnet_common::{
     abi::Program,
-    verdict::{Answer, DropReason, SlowReason, Verdict, label},
+    verdict::{Answer, DropReason, KernelReason, SlowReason, Verdict, label},
 };
 
 /// What only a test of its own can bring about.
-const ELSEWHERE: [(Program, SlowReason, &str); 1] = [(
-    Program::FromContainer,
-    SlowReason::AlreadyEncapsulated,
-    "a_packet_encapsulated_before_goes_to_the_kernel_unmodified",
-)];
+const ELSEWHERE: [(Program, u8, &str); 2] = [
+    (
+        Program::FromContainer,
+        SlowReason::AlreadyEncapsulated as u8,
+        "a_packet_encapsulated_before_goes_to_the_kernel_unmodified",
+    ),
+    (
+        Program::FromUplink,
+        KernelReason::PortsClash as u8,
+        "a_flow_for_which_there_is_no_port_left_is_the_kernels",
+    ),
+];
+
+/// What no test can bring about: the kernel refuses only for want of memory, or in a race.
+const NEVER: [u8; 2] = [KernelReason::ConntrackFull as u8, DropReason::TranslateFailed as u8];
 
 /// What each program can give at all, by reading it: a reason that is not here and shows up, or is
 /// here and does not, means that this list or a table is behind the program.
@@ -74,6 +84,7 @@ fn possible(program: Program) -> Vec<u8> {
             OuterChecksum,
             EcnInvalid,
         ],
+        Program::FromGwbridge => &[],
     };
     let deliver = Verdict::Deliver(0).code();
     let others: Vec<u8> = match program {
@@ -84,7 +95,21 @@ fn possible(program: Program) -> Vec<u8> {
             slow.chain(more).collect()
         }
         Program::FromOverlay => vec![deliver, Answer::Arp as u8],
-        Program::FromUplink | Program::UplinkXdp => vec![deliver, Verdict::Pass.code()],
+        Program::FromUplink => {
+            use KernelReason::*;
+            let kernel = [NoFlow, Fragment, TimeExceeded, PortsClash].map(|it| it as u8);
+            let more = [deliver, Verdict::Pass.code(), Verdict::Publish(0).code()];
+            kernel.into_iter().chain(more).collect()
+        }
+        Program::UplinkXdp => {
+            vec![deliver, Verdict::Pass.code(), Verdict::Publish(0).code()]
+        }
+        Program::FromGwbridge => {
+            use KernelReason::*;
+            let kernel = [Fragment, TimeExceeded, TooLong].map(|it| it as u8);
+            let more = [Verdict::Pass.code(), Verdict::Return(0).code()];
+            kernel.into_iter().chain(more).collect()
+        }
     };
     let mut codes: Vec<u8> = drops.iter().map(|it| *it as u8).chain(others).collect();
     codes.sort_unstable();
@@ -104,7 +129,13 @@ fn every_outcome_of_every_program_is_covered() {
         covered.entry(key).or_default().push(fixture.name);
     }
     for (program, reason, test) in ELSEWHERE {
-        covered.entry((program, reason as u8)).or_default().push(test.to_owned());
+        covered.entry((program, reason)).or_default().push(test.to_owned());
+    }
+    for scenario in super::published::scenarios() {
+        for step in scenario.steps {
+            let key = (step.program, step.verdict.code());
+            covered.entry(key).or_default().push(scenario.name.to_owned());
+        }
     }
     for ((program, code), tests) in &covered {
         let (label, first) = (label(*code).unwrap_or("?"), &tests[0]);
@@ -118,7 +149,14 @@ fn every_outcome_of_every_program_is_covered() {
     }
     let any = |code: u8| covered.keys().any(|(_, found)| *found == code);
     for reason in DropReason::ALL {
-        assert!(any(*reason as u8), "no test covers the drop reason {}", reason.label());
+        let code = *reason as u8;
+        let covered = any(code) || NEVER.contains(&code);
+        assert!(covered, "no test covers the drop reason {}", reason.label());
+    }
+    for reason in KernelReason::ALL {
+        let code = *reason as u8;
+        let covered = any(code) || NEVER.contains(&code);
+        assert!(covered, "no test covers the kernel reason {}", reason.label());
     }
     for reason in SlowReason::ALL {
         assert!(any(*reason as u8), "no test covers the slow reason {}", reason.label());

@@ -152,7 +152,7 @@ fn input(random: &mut Random, program: Program, corpus: &[Vec<u8>], words: &[Vec
             input.tunnel_key = Some(TunnelKey { vni, remote, local });
             input.ifindex = PORT_UNKNOWN;
         }
-        Program::UplinkXdp => {}
+        Program::UplinkXdp | Program::FromGwbridge => {}
     }
     input
 }

@@ -1,0 +1,94 @@
+//! Container → client of a published port: the address and port the client knows in place of the
+//! container's, out of the interface and to the next hop the client's packets come by.
+//!
+//! It sits on the gwbridge's port, before the bridge and whatever filters bridged packets. What is not
+//! of a known flow goes on to the bridge: it is ordinary egress, or the kernel's own NAT.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS},
+    helpers::generated::bpf_check_mtu,
+    programs::TcContext,
+};
+use ovnet_common::{
+    headers::{ethernet, ipv4},
+    published::Direction,
+    verdict::{KernelReason, Verdict},
+};
+
+use crate::{
+    conntrack, fragments, icmp_error, maps,
+    parse::{Frame, Ipv4, Transport, is_tagged},
+    published::Outcome,
+    translate,
+};
+
+/// Decides about a packet that came in by a port of a gwbridge.
+#[inline(always)]
+pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+    // SAFETY: the context is the one the kernel gave us.
+    let protocol = unsafe { (*ctx.skb.skb).protocol };
+    if protocol != u32::from(ethernet::IPV4.to_be()) || is_tagged(ctx) {
+        return Verdict::Pass;
+    }
+    let Some(frame) = Frame::tc_pulled(ctx, ethernet::LEN + ipv4::LEN) else {
+        return Verdict::Pass;
+    };
+    let Some(ip) = Ipv4::read(&frame, ethernet::LEN) else { return Verdict::Pass };
+    if ip.version_ihl != ipv4::NO_OPTIONS {
+        return Verdict::Pass;
+    }
+    match ip.protocol {
+        ipv4::TCP | ipv4::UDP if ip.is_later_fragment() => {
+            fragments::later(ctx.skb.skb, Direction::Back as u32).verdict()
+        }
+        ipv4::TCP | ipv4::UDP => translate::then(ctx.skb.skb, packet(ctx.skb.skb)).verdict(),
+        ipv4::ICMP if !ip.is_fragment() => {
+            icmp_error::handle(ctx.skb.skb, Direction::Back as u32).verdict()
+        }
+        _ => Verdict::Pass,
+    }
+}
+
+/// Decides about a packet with ports; what to make of it is in the scratch space.
+#[inline(never)]
+fn packet(skb: *mut __sk_buff) -> Outcome {
+    let ctx = TcContext::new(skb);
+    let Some(ip) = Ipv4::read_fields(&Frame::tc(&ctx), ethernet::LEN) else { return Outcome::PASS };
+    let Some(frame) = Frame::tc_pulled(&ctx, Transport::end(ip.protocol)) else {
+        return Outcome::PASS;
+    };
+    let Some(transport) = Transport::read(&frame, ip.protocol) else { return Outcome::PASS };
+    // SAFETY: the context is the one the kernel gave us.
+    let ifindex = unsafe { (*skb).ifindex };
+    let Some(scratch) = maps::scratch() else { return Outcome::PASS };
+    scratch.key = conntrack::key(&ip, &transport);
+    let Some(rewrite) = conntrack::back(scratch, transport.flags, ifindex) else {
+        return Outcome::PASS;
+    };
+    if ip.ttl <= 1 {
+        return Outcome::kernel(KernelReason::TimeExceeded);
+    }
+    if !fits(&ctx, rewrite.ifindex) {
+        return Outcome::kernel(KernelReason::TooLong);
+    }
+    if ip.is_fragment()
+        && let Err(reason) = fragments::first(scratch, &ip, &rewrite, ifindex)
+    {
+        return Outcome::kernel(reason);
+    }
+    scratch.rewrite = rewrite;
+    Outcome::translated(&rewrite)
+}
+
+/// Whether the packet, or each segment of a GSO packet, fits the interface: a redirection does not
+/// look.
+#[inline(always)]
+fn fits(ctx: &TcContext, ifindex: u32) -> bool {
+    let mut mtu = 0;
+    // SAFETY: the context is the one the kernel gave us, and the helper writes one word.
+    let answer = unsafe {
+        bpf_check_mtu(ctx.as_ptr(), ifindex, &raw mut mtu, 0, u64::from(BPF_MTU_CHK_SEGS))
+    };
+    answer == 0
+}
