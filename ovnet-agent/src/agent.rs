@@ -19,12 +19,13 @@ use crate::{
     activation, api,
     check::{self, CheckInput},
     cleanup,
-    config::{Arguments, Cleanup, Command, Config},
+    config::{Arguments, Cleanup, Command, Config, Egress},
     consul::{Announced, Consul, Lease, Pool, Watcher},
     datapath::{self, Datapath, LoadOptions},
     dns,
     docker::{self, daemon::DockerChoice, plugin::PluginSocket},
     net::Net,
+    publish::reserve::Reservations,
     reconcile::{Options, Reconciler, host_record},
     service::{
         Service,
@@ -117,7 +118,11 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     let records = ConsulRecords { consul, pool };
     let (gwbridge_sender, gwbridge) = tokio::sync::watch::channel(None);
     dns::spawn(config.dns, gwbridge, reconciler.clone(), net.clone(), stopping.clone());
-    let wiring = HostWiring { reconciler, net };
+    let reservations = Reservations::default();
+    for line in reconciler.local().iter().flat_map(|it| reservations.hold(it)) {
+        tracing::warn!("{line}");
+    }
+    let wiring = HostWiring::new(reconciler, net, reservations, config.egress == Egress::On);
     let service = Service::new(records, wiring, node, config.vxlan_port);
     service.set_announced(announced.clone());
     let orphans = tokio::spawn(release_orphans(service.clone(), announced));

@@ -73,6 +73,60 @@ impl std::str::FromStr for Dns {
     }
 }
 
+/// Whether sandboxes are given a way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Egress {
+    /// Through ovnet_gwbridge, with this host's address
+    #[default]
+    On,
+    /// None, and no published ports
+    Off,
+}
+
+/// What carries the connections of published ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PortsPath {
+    /// Our programs, and the kernel for what they leave to it
+    #[default]
+    Bpf,
+    /// The kernel alone, by nftables and Docker's rules: rules of the FORWARD chain or DOCKER-USER
+    /// apply to them
+    Kernel,
+}
+
+/// How many entries the table of connections has, two for each connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConntrackMax {
+    /// As many as a quarter of a per cent of the memory holds.
+    #[default]
+    Auto,
+    /// So many.
+    Entries(u32),
+}
+
+impl ConntrackMax {
+    /// The number of entries asked for; `None` leaves it to the memory.
+    pub fn entries(self) -> Option<u32> {
+        match self {
+            Self::Auto => None,
+            Self::Entries(entries) => Some(entries),
+        }
+    }
+}
+
+impl std::str::FromStr for ConntrackMax {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            _ if text == "auto" => Ok(Self::Auto),
+            // One connection needs two.
+            Ok(entries) if entries >= 2 => Ok(Self::Entries(entries)),
+            _ => Err("a number of entries, at least 2, or 'auto'".into()),
+        }
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -145,6 +199,20 @@ pub struct Config {
     /// Address that names of containers are answered on, port 53; auto is docker_gwbridge's
     #[arg(long, value_name = "ADDR|auto|off", default_value = "auto")]
     pub dns: Dns,
+    /// Give sandboxes attached by `ovnet attach` a way out, which published ports need, too
+    #[arg(long, value_enum, default_value_t)]
+    pub egress: Egress,
+    /// Subnet of ovnet_gwbridge, their way out [default: 172.18.0.0/16, or the next free one up to
+    /// 172.31.0.0/16]
+    #[arg(long, value_name = "SUBNET")]
+    pub gwbridge_subnet: Option<Ipv4Net>,
+    /// What carries the connections of published ports
+    #[arg(long, value_enum, default_value_t)]
+    pub ports: PortsPath,
+    /// Entries of the table of connections to published ports, two for each; auto is a quarter of a
+    /// per cent of the memory
+    #[arg(long, value_name = "N|auto", default_value = "auto")]
+    pub conntrack_max: ConntrackMax,
     /// Log of the programs themselves; costs speed
     #[arg(long, value_enum, default_value_t)]
     pub datapath_log: DatapathLog,
@@ -232,6 +300,37 @@ mod tests {
         assert_eq!(arguments.run.unwrap().vxlan_port, 4789);
         assert!(Arguments::try_parse_from(&both[..3]).is_err());
         assert!(Arguments::try_parse_from(["ovnet-agent"]).is_err());
+    }
+
+    #[test]
+    fn published_ports_and_egress_have_defaults_and_can_be_changed() {
+        let run = |more: &[&str]| {
+            let both = ["ovnet-agent", "--consul", "192.168.1.11:8500", "--advertise", "ens33"];
+            let line = both.iter().chain(more);
+            Arguments::try_parse_from(line).map(|it| it.run.unwrap())
+        };
+        let config = run(&[]).unwrap();
+        assert_eq!((config.egress, config.gwbridge_subnet), (Egress::On, None));
+        assert_eq!((config.ports, config.conntrack_max.entries()), (PortsPath::Bpf, None));
+        let changed = ["--egress=off", "--gwbridge-subnet=10.9.0.0/24", "--ports=kernel"];
+        let config = run(&changed).unwrap();
+        assert_eq!(config.egress, Egress::Off);
+        assert_eq!(config.gwbridge_subnet, Some("10.9.0.0/24".parse().unwrap()));
+        assert_eq!(config.ports, PortsPath::Kernel);
+        let config = run(&["--conntrack-max", "65536"]).unwrap();
+        assert_eq!(config.conntrack_max.entries(), Some(65536));
+        assert_eq!(run(&["--conntrack-max", "auto"]).unwrap().conntrack_max, ConntrackMax::Auto);
+        for wrong in [
+            "--egress=maybe",
+            "--gwbridge-subnet=172.18.0.0",
+            "--ports=iptables",
+            "--conntrack-max=0",
+            "--conntrack-max=1",
+            "--conntrack-max=-2",
+            "--conntrack-max=4294967296",
+        ] {
+            run(&[wrong]).unwrap_err();
+        }
     }
 
     #[test]

@@ -12,8 +12,16 @@
 
 #[path = "net_module/askers.rs"]
 mod askers;
+#[path = "net_module/firewall.rs"]
+mod firewall;
+#[path = "net_module/gateway.rs"]
+mod gateway;
 #[path = "net_module/host.rs"]
 mod host;
+#[path = "net_module/published.rs"]
+mod published;
+#[path = "net_module/topology.rs"]
+mod topology;
 
 use std::{
     future::Future,

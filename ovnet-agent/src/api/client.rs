@@ -18,7 +18,7 @@ use super::types::{
     Attach, CounterView, CreateNetwork, Detach, Detached, EndpointView, ErrorBody, HostView,
     MonitorLine, NetworkView, Status,
 };
-use crate::consul::schema::NetworkRecord;
+use crate::{consul::schema::NetworkRecord, publish::PublishedPort};
 
 /// Longer than the server's own deadline, so its answer is what a user reads.
 const DEADLINE: Duration = Duration::from_secs(130);
@@ -78,6 +78,11 @@ impl Client {
     /// Detaches endpoints.
     pub async fn detach(&self, wanted: &Detach) -> Result<Detached> {
         self.post("/v1/endpoints/detach", wanted).await
+    }
+
+    /// The published ports of an endpoint of this host.
+    pub async fn ports(&self, name_or_id: &str) -> Result<Vec<PublishedPort>> {
+        self.get(&format!("/v1/endpoints/{}/ports", encode(name_or_id))).await
     }
 
     /// All hosts.

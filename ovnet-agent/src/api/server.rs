@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     consul::schema::NetworkRecord,
+    publish::PublishedPort,
     service::{Kind, Records, Service, Wiring, kind_of, one_line},
 };
 
@@ -99,6 +100,7 @@ fn router<R: Records, W: Wiring>(api: Api<R, W>) -> Router {
         .route("/v1/networks/{name}", get(network::<R, W>).delete(remove_network::<R, W>))
         .route("/v1/endpoints", get(endpoints::<R, W>).post(attach::<R, W>))
         .route("/v1/endpoints/detach", post(detach::<R, W>))
+        .route("/v1/endpoints/{name}/ports", get(ports::<R, W>))
         .route("/v1/hosts", get(hosts::<R, W>))
         .route("/v1/status", get(status::<R, W>))
         .route("/v1/counters", get(counters::<R, W>))
@@ -198,6 +200,13 @@ async fn detach<R: Records, W: Wiring>(
 ) -> Answer<Detached> {
     let wanted: Detach = read(body)?;
     Ok(Json(api.service.detach(wanted).await?))
+}
+
+async fn ports<R: Records, W: Wiring>(
+    api: Shared<R, W>,
+    Path(name): Path<String>,
+) -> Answer<Vec<PublishedPort>> {
+    Ok(Json(api.service.ports(&name)?))
 }
 
 async fn hosts<R: Records, W: Wiring>(api: Shared<R, W>) -> Answer<Vec<HostView>> {

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::consul::schema::{EndpointRecord, NetworkRecord};
+use crate::{
+    consul::schema::{EndpointRecord, NetworkRecord},
+    publish::PublishedPort,
+};
 
 /// `POST /v1/networks`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +52,7 @@ pub struct NetworkView {
 }
 
 /// `POST /v1/endpoints`: attach a sandbox to a network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
     /// Name or id of the network.
     pub network: String,
@@ -67,6 +70,15 @@ pub struct Attach {
     /// Name of the interface; the first free `eth<n>` where absent.
     #[serde(default)]
     pub ifname: Option<String>,
+    /// Ports to publish, as Docker's `-p` has them: `192.168.1.12:90:80/udp`.
+    #[serde(default)]
+    pub publish: Vec<String>,
+    /// Whether every exposed port is published on a free port of the host.
+    #[serde(default)]
+    pub publish_all: bool,
+    /// Ports of the sandbox that `publish_all` publishes, as `80/tcp` or `8000-8010/udp`.
+    #[serde(default)]
+    pub expose: Vec<String>,
 }
 
 /// `POST /v1/endpoints/detach`: which endpoints to detach; all that match every field given.
@@ -125,6 +137,21 @@ pub struct LocalView {
     pub rx_packets: u64,
     /// Bytes delivered to the container.
     pub rx_bytes: u64,
+    /// The sandbox's way out, where ovnet or Docker gave it one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<GatewayView>,
+    /// The ports of this host that lead to it, by the port inside.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
+}
+
+/// A sandbox's way out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayView {
+    /// Its address on the bridge: where published ports are delivered.
+    pub address: Ipv4Addr,
+    /// The interface inside the sandbox.
+    pub ifname: String,
 }
 
 /// A host as `ovnet host ls` shows it.

@@ -5,6 +5,8 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use ipnet::Ipv4Net;
 
+use crate::publish::spec::PrivatePort;
+
 /// Networks for containers on many hosts.
 #[derive(Debug, Parser)]
 #[command(name = "ovnet", version, disable_help_subcommand = true)]
@@ -30,6 +32,15 @@ pub enum Verb {
     Attach(AttachArgs),
     /// Detach endpoints of this host.
     Detach(DetachArgs),
+    /// List the published ports of an endpoint of this host.
+    Port {
+        /// Name or id of the endpoint.
+        #[arg(value_name = "NAME|ID")]
+        endpoint: String,
+        /// Only this port of the endpoint, as 80 or 53/udp: prints where it is published.
+        #[arg(value_name = "PRIVATE_PORT[/PROTO]")]
+        private_port: Option<PrivatePort>,
+    },
     /// Look at endpoints.
     #[command(subcommand)]
     Endpoint(EndpointVerb),
@@ -130,6 +141,15 @@ pub struct AttachArgs {
     /// Name of the interface inside; the first free `eth<N>` where absent.
     #[arg(long, value_name = "NAME")]
     pub ifname: Option<String>,
+    /// Publish ports on this host: [[ADDRESS:][HOST_PORT]:]PORT[/tcp|/udp], each a range too.
+    #[arg(short, long, value_name = "SPEC")]
+    pub publish: Vec<String>,
+    /// Publish every exposed port on a free port of this host.
+    #[arg(short = 'P', long)]
+    pub publish_all: bool,
+    /// A port of the sandbox that -P publishes, as 80/tcp or 8000-8010/udp.
+    #[arg(long, value_name = "PORT[/PROTO]")]
+    pub expose: Vec<String>,
 }
 
 /// `ovnet detach`.
@@ -217,6 +237,11 @@ mod tests {
              --subnet 172.19.0.0/24 --mtu 1400 --internal n",
             "ovnet attach --network ov_net1 --netns /run/netns/t1 --name t1 --ip 10.0.0.2 --ifname \
              eth0 --alias web --alias www",
+            "ovnet attach --network n --netns t1 -p 80 -p 90:80 --publish 192.168.1.12::53/udp",
+            "ovnet attach --network n --netns t1 -P --expose 80/tcp --expose 8000-8010/udp",
+            "ovnet port t1",
+            "ovnet port t1 80",
+            "ovnet port t1 53/udp --json",
             "ovnet detach t1",
             "ovnet detach --netns t1 --network n",
             "ovnet --json network ls",
@@ -237,6 +262,9 @@ mod tests {
             "ovnet network create --aux-address 10.0.0.1 n",
             "ovnet network create --label =b n",
             "ovnet network rm",
+            "ovnet port",
+            "ovnet port t1 0",
+            "ovnet port t1 80/sctp",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

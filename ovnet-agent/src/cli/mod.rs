@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use serde::Serialize;
 
@@ -21,8 +21,9 @@ use self::args::{
 use crate::{
     api::{
         client::Client,
-        types::{Attach, CreateNetwork, Detach},
+        types::{Attach, CreateNetwork, Detach, EndpointView},
     },
+    publish::{PublishedPort, spec},
     service::one_line,
 };
 
@@ -54,11 +55,13 @@ pub async fn run(cli: Cli, out: &mut impl Write, errors: &mut impl Write) -> Res
     match verb {
         Verb::Network(verb) => return network(&client, verb, json, out, errors).await,
         Verb::Attach(args) => {
-            let endpoint = client.attach(&attach(args)).await?;
+            let wanted = attach(args);
+            let endpoint = client.attach(&wanted).await?;
             if json {
                 print_json(out, &endpoint)?;
             } else {
                 writeln!(out, "{}", endpoint.record.address)?;
+                write!(out, "{}", render::ports(&chosen_ports(&wanted, &endpoint)))?;
             }
         }
         Verb::Detach(DetachArgs { endpoint, network, netns }) => {
@@ -74,6 +77,26 @@ pub async fn run(cli: Cli, out: &mut impl Write, errors: &mut impl Write) -> Res
                     let record = &endpoint.record;
                     writeln!(out, "{}", record.names.first().unwrap_or(&record.id))?;
                 }
+            }
+        }
+        Verb::Port { endpoint, private_port } => {
+            let mut ports = client.ports(&endpoint).await?;
+            if let Some(private) = private_port {
+                ports.retain(|it| {
+                    (it.protocol, it.container_port) == (private.protocol, private.port)
+                });
+                if ports.is_empty() {
+                    bail!(
+                        "{endpoint} has no published port {private}: see `ovnet port {endpoint}`"
+                    );
+                }
+            }
+            if json {
+                print_json(out, &ports)?;
+            } else if private_port.is_some() {
+                write!(out, "{}", render::host_ports(&ports))?;
+            } else {
+                write!(out, "{}", render::ports(&ports))?;
             }
         }
         Verb::Endpoint(EndpointVerb::Ls { network, local, quiet, no_trunc }) => {
@@ -208,8 +231,17 @@ fn create(args: CreateArgs) -> CreateNetwork {
 }
 
 fn attach(args: AttachArgs) -> Attach {
-    let AttachArgs { network, netns, ip, name, alias, ifname } = args;
-    Attach { network, netns: from_here(netns), ip, name, aliases: alias, ifname }
+    let AttachArgs { network, netns, ip, name, alias, ifname, publish, publish_all, expose } = args;
+    let netns = from_here(netns);
+    Attach { network, netns, ip, name, aliases: alias, ifname, publish, publish_all, expose }
+}
+
+/// The published ports that whoever asked for them cannot know.
+fn chosen_ports(wanted: &Attach, endpoint: &EndpointView) -> Vec<PublishedPort> {
+    let Some(local) = &endpoint.local else { return Vec::new() };
+    // The agent read it before; a newer one may read more, and then everything is told.
+    let requests = spec::requests(&wanted.publish, wanted.publish_all, &wanted.expose);
+    spec::chosen(&requests.unwrap_or_default(), &local.ports).copied().collect()
 }
 
 /// A relative path means one from the client's folder, which the agent does not know.

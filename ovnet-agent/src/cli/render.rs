@@ -8,6 +8,7 @@ use super::table::{Table, human_bytes, short};
 use crate::{
     api::types::{CounterView, EndpointView, HostView, MonitorLine, MonitorView, Status},
     consul::schema::{EndpointState, NetworkRecord},
+    publish::PublishedPort,
 };
 
 /// `ovnet network ls`.
@@ -37,6 +38,7 @@ pub(super) fn endpoints(endpoints: &[EndpointView], whole_ids: bool) -> String {
         "STATE",
         "SANDBOX",
         "INTERFACE",
+        "PORTS",
         "TX",
         "RX",
     ]);
@@ -55,11 +57,55 @@ pub(super) fn endpoints(endpoints: &[EndpointView], whole_ids: bool) -> String {
             .to_owned(),
             local.map_or("-".to_owned(), |it| it.netns.clone()),
             local.map_or("-".to_owned(), |it| it.ifname.clone()),
+            local.map_or("-".to_owned(), |it| short_ports(&it.ports)),
             local.map_or("-".to_owned(), |it| human_bytes(it.tx_bytes)),
             local.map_or("-".to_owned(), |it| human_bytes(it.rx_bytes)),
         ]);
     }
     table.render()
+}
+
+/// `ovnet port NAME`, as `docker port` prints it: `80/tcp -> 0.0.0.0:90`.
+pub(super) fn ports(ports: &[PublishedPort]) -> String {
+    let line = |it: &PublishedPort| {
+        let PublishedPort { protocol, host_address, host_port, container_port } = it;
+        format!("{container_port}/{protocol} -> {host_address}:{host_port}\n")
+    };
+    ports.iter().map(line).collect()
+}
+
+/// `ovnet port NAME PORT`: where it is published.
+pub(super) fn host_ports(ports: &[PublishedPort]) -> String {
+    ports.iter().map(|it| format!("{}:{}\n", it.host_address, it.host_port)).collect()
+}
+
+/// The ports of a listing, as `docker ps` prints them: `0.0.0.0:90->80/tcp`, and those that follow
+/// each other on both sides as one range.
+fn short_ports(ports: &[PublishedPort]) -> String {
+    let follows = |a: &PublishedPort, b: &PublishedPort| {
+        (a.protocol, a.host_address) == (b.protocol, b.host_address)
+            && a.host_port.checked_add(1) == Some(b.host_port)
+            && a.container_port.checked_add(1) == Some(b.container_port)
+    };
+    let range = |first: u16, last: u16| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    let mut sorted = ports.to_vec();
+    sorted.sort();
+    let shown: Vec<_> = sorted
+        .chunk_by(follows)
+        .filter_map(|run| Some((run.first()?, run.last()?)))
+        .map(|(first, last)| {
+            format!(
+                "{}:{}->{}/{}",
+                first.host_address,
+                range(first.host_port, last.host_port),
+                range(first.container_port, last.container_port),
+                first.protocol
+            )
+        })
+        .collect();
+    shown.join(", ")
 }
 
 /// `ovnet host ls`. A star marks the host that answers, as Docker marks its own node.

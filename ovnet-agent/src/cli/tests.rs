@@ -60,7 +60,9 @@ async fn every_verb_prints_json() {
         "network create ov_net2",
         "network ls",
         "network inspect ov_net1 ov_net2",
-        "attach --network ov_net1 --netns t1",
+        "attach --network ov_net1 --netns t1 --name t1 -p 80",
+        "port t1",
+        "port t1 80",
         "endpoint ls",
         "endpoint ls --local",
         "host ls",
@@ -72,6 +74,47 @@ async fn every_verb_prints_json() {
         let (out, errors, well) = ovnet(folder.path(), &format!("{line} --json")).await;
         assert!(well && errors.is_empty(), "{line}: {errors}");
         serde_json::from_str::<serde_json::Value>(&out).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn published_ports_are_printed_as_docker_does() {
+    let (folder, _fake) = agent(&["ov_net1"]);
+    let folder = folder.path();
+    let line = "attach --network ov_net1 --netns t1 --name t1 -p 90:80 -p 91-92:81 -P --expose \
+                53/udp --expose 80";
+    let (out, errors, well) = ovnet(folder, line).await;
+    assert_eq!(
+        (out.as_str(), errors.as_str(), well),
+        ("10.0.0.2\n53/udp -> 0.0.0.0:32768\n81/tcp -> 0.0.0.0:91\n", "", true)
+    );
+    let all = "53/udp -> 0.0.0.0:32768\n80/tcp -> 0.0.0.0:90\n81/tcp -> 0.0.0.0:91\n";
+    assert_eq!(ovnet(folder, "port t1").await, (all.into(), String::new(), true));
+    for (line, expected) in [("port t1 80", "0.0.0.0:90\n"), ("port t1 53/udp", "0.0.0.0:32768\n")]
+    {
+        assert_eq!(ovnet(folder, line).await, (expected.into(), String::new(), true));
+    }
+    let (listed, _, _) = ovnet(folder, "endpoint ls").await;
+    assert!(listed.contains(" 0.0.0.0:90-91->80-81/tcp, 0.0.0.0:32768->53/udp "), "{listed}");
+    // What was asked for is known to whoever asked.
+    let (out, _, _) = ovnet(folder, "attach --network ov_net1 --netns t2 --name t2 -p 95:80").await;
+    assert_eq!(out, "10.0.0.3\n");
+    // And an endpoint without ports has none to list.
+    ovnet(folder, "attach --network ov_net1 --netns t3 --name t3").await;
+    assert_eq!(ovnet(folder, "port t3").await, (String::new(), String::new(), true));
+    for (line, expected) in [
+        (
+            "port t9",
+            "ovnet: no endpoint of this host has name or id t9: see `ovnet endpoint ls --local`\n",
+        ),
+        ("port t1 81/udp", "ovnet: t1 has no published port 81/udp: see `ovnet port t1`\n"),
+        (
+            "attach --network ov_net1 --netns t4 -p 0:80",
+            "ovnet: published port \"0:80\": host port 0 is not possible: leave it out for a free \
+             one\n",
+        ),
+    ] {
+        assert_eq!(ovnet(folder, line).await, (String::new(), expected.into(), false));
     }
 }
 

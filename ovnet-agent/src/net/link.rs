@@ -101,12 +101,7 @@ impl Net {
     /// Routes that lead nowhere (blackhole, unreachable, prohibit, throw) are left out too: they
     /// are commonly laid over all of RFC 1918, and no host answers behind them.
     pub async fn routes(&self) -> Result<Vec<Ipv4Net>> {
-        let mut wanted = RouteMessage::default();
-        wanted.header.address_family = AddressFamily::Inet;
-        let _alone = self.space().dumping().await;
-        let routes = self.space().rtnetlink.route().get(wanted).execute();
-        let routes: Vec<RouteMessage> =
-            routes.try_collect().await.map_err(plain).context("list the routes")?;
+        let routes = self.space().route_messages().await?;
         let mut destinations: Vec<Ipv4Net> = routes.iter().filter_map(destination).collect();
         destinations.sort();
         destinations.dedup();
@@ -114,7 +109,9 @@ impl Net {
     }
 }
 
-fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
+/// Where a route leads; `None` for a default route, and for one that leads nowhere or is of the
+/// table `local`.
+pub(super) fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
     if route.header.kind != RouteType::Unicast || route.header.destination_prefix_length == 0 {
         return None;
     }
@@ -139,6 +136,15 @@ impl Space {
         let _alone = self.dumping().await;
         let links = self.rtnetlink.link().get().execute().try_collect();
         links.await.map_err(plain).context("list the interfaces")
+    }
+
+    /// The kernel's messages about the IPv4 routes of all tables.
+    pub(super) async fn route_messages(&self) -> Result<Vec<RouteMessage>> {
+        let mut wanted = RouteMessage::default();
+        wanted.header.address_family = AddressFamily::Inet;
+        let _alone = self.dumping().await;
+        let routes = self.rtnetlink.route().get(wanted).execute();
+        routes.try_collect().await.map_err(plain).context("list the routes")
     }
 
     /// The kernel's message about an interface by name; `None` where there is none.
@@ -201,7 +207,8 @@ impl Space {
             .with_context(|| format!("set the MTU of interface {name} to {mtu}"))
     }
 
-    async fn set_link(&self, change: LinkMessageBuilder<LinkUnspec>) -> Result<()> {
+    /// Changes what the message names of an interface.
+    pub(super) async fn set_link<T>(&self, change: LinkMessageBuilder<T>) -> Result<()> {
         self.rtnetlink.link().change(change.build()).execute().await.map_err(plain)
     }
 

@@ -10,16 +10,22 @@ use anyhow::{Context as _, Result};
 mod changes;
 mod driver;
 mod external;
+mod gateway_port;
+mod gwbridge;
 mod link;
 mod neighbour;
 mod netns;
 mod offload;
+mod subnet;
 mod sysctl;
+mod undo;
 mod uplink;
 mod veth;
 
 pub use driver::native_xdp_keeps_offloads;
 pub use external::EXTERNAL;
+pub use gateway_port::GatewaySpec;
+pub use gwbridge::{GWBRIDGE, Gwbridge};
 pub use link::Link;
 pub use netns::resolve_netns;
 pub use offload::{Offload, Offloads};
@@ -47,6 +53,12 @@ impl Net {
     /// Sets one offload of an interface of this host. Idempotent.
     pub fn set_offload(&self, ifname: &str, which: Offload, on: bool) -> Result<()> {
         offload::set(&self.0.control, ifname, which, on)
+    }
+
+    /// Makes an interface of this host forward IPv4: what answers to a sandbox comes by the uplink
+    /// and goes on from there. Idempotent.
+    pub async fn forward_ipv4(&self, ifname: &str) -> Result<()> {
+        self.0.forward_ipv4(ifname).await
     }
 
     /// A setting below `/proc/sys/net` of this host's namespace, as `ipv4/ip_forward`; `None`

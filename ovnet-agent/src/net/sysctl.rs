@@ -73,6 +73,24 @@ impl Space {
             .await
     }
 
+    /// Makes the interface forward the IPv4 packets that come by it.
+    pub(super) async fn forward_ipv4(&self, interface: &str) -> Result<()> {
+        let name = interface.to_owned();
+        self.namespace
+            .inside(move || ensure("ipv4", &name, "forwarding", "1", Missing::Fails))
+            .await
+    }
+
+    /// Lets packets from and to 127.0.0.0/8 pass the interface, as a port of the host needs that
+    /// leads from 127.0.0.1 to a sandbox. Who sits behind the interface could then reach what
+    /// listens on the host's loopback only: the firewall must drop that.
+    pub(super) async fn route_loopback(&self, interface: &str) -> Result<()> {
+        let name = interface.to_owned();
+        self.namespace
+            .inside(move || ensure("ipv4", &name, "route_localnet", "1", Missing::Fails))
+            .await
+    }
+
     /// Makes the interface speak no IPv6.
     pub(super) async fn disable_ipv6(&self, interface: &str) -> Result<()> {
         let name = interface.to_owned();

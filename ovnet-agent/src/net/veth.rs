@@ -1,6 +1,9 @@
 //! Endpoints' veth pairs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
@@ -13,6 +16,7 @@ use super::{
     link::{check_name, is, mtu_of, name_of, plain},
     netns::{Namespace, Space},
     offload,
+    undo::{Undo, random_mac},
 };
 
 /// What a veth pair is to be.
@@ -67,6 +71,15 @@ pub struct Veth {
     pub ifname: String,
 }
 
+/// Where a pair leads that is a sandbox's way out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WayOut {
+    /// ifindex of the bridge that the host's end is to be a port of.
+    pub(super) bridge: u32,
+    /// The sandbox's default route.
+    pub(super) gateway: Ipv4Addr,
+}
+
 impl Net {
     /// Makes an endpoint's veth pair: both ends named, with MTU and up, the sandbox's with MAC,
     /// address and offloads, `lo` up beside it, the host's forwarding. Everything is checked before
@@ -76,6 +89,16 @@ impl Net {
     /// in which it could be left behind on the host. Each end has one queue, as the kernel does by
     /// default: its XDP frames are then merged by one NAPI.
     pub async fn create_veth(&self, spec: &VethSpec) -> Result<Veth> {
+        self.create_pair(spec, None).await
+    }
+
+    /// As [`Net::create_veth`]; with a way out the host's end is a port of a bridge before it is
+    /// up, and the sandbox's default route leads there.
+    pub(super) async fn create_pair(
+        &self,
+        spec: &VethSpec,
+        way_out: Option<WayOut>,
+    ) -> Result<Veth> {
         let sandbox = self.sandbox(&spec.netns).await?;
         self.check_spec(spec, &sandbox).await?;
         // Given explicitly, so that nothing on the host (udev) finds a random address to change,
@@ -84,7 +107,7 @@ impl Net {
         let undo = Undo::new(self, &spec.host_ifname, host_mac);
         let made = async {
             let index = self.add_pair(spec, &sandbox, host_mac).await?;
-            self.furnish(spec, &sandbox, index).await
+            self.furnish(spec, &sandbox, index, way_out).await
         };
         let made = made.await;
         undo.settle(made.is_ok()).await;
@@ -181,7 +204,11 @@ impl Net {
 
     /// The end of an endpoint's pair that is inside its sandbox, by its ifindex: whoever is inside
     /// may give it another name.
-    async fn inner_end(&self, host_ifname: &str, sandbox: &Space) -> Result<LinkMessage> {
+    pub(super) async fn inner_end(
+        &self,
+        host_ifname: &str,
+        sandbox: &Space,
+    ) -> Result<LinkMessage> {
         let host_end = self.space().link_message(host_ifname).await?;
         let inner_index = host_end.as_ref().and_then(peer_index);
         let inner_index = inner_index.with_context(|| format!("there is no veth {host_ifname}"))?;
@@ -199,7 +226,8 @@ impl Net {
             .with_context(|| format!("inside {}", netns.display()))
     }
 
-    async fn sandbox(&self, netns: &Path) -> Result<Space> {
+    /// The inside of a sandbox, which must not be the host's own namespace.
+    pub(super) async fn sandbox(&self, netns: &Path) -> Result<Space> {
         let namespace = Namespace::open(netns)?;
         if namespace.is(&self.space().namespace)? {
             bail!(
@@ -277,7 +305,13 @@ impl Net {
         self.space().index_of(&spec.host_ifname).await
     }
 
-    async fn furnish(&self, spec: &VethSpec, sandbox: &Space, index: u32) -> Result<Veth> {
+    async fn furnish(
+        &self,
+        spec: &VethSpec,
+        sandbox: &Space,
+        index: u32,
+        way_out: Option<WayOut>,
+    ) -> Result<Veth> {
         let space = self.space();
         // The end inside is found by number: its name is not known yet where the kernel chose it.
         let host_end = space.link_message_at(index).await?;
@@ -299,75 +333,19 @@ impl Net {
             .await
             .map_err(plain)
             .with_context(|| format!("give {address} to interface {ifname}"))?;
+        if let Some(WayOut { bridge, .. }) = way_out {
+            space.make_isolated_port(index, bridge, &spec.host_ifname).await?;
+        }
         space.set_up(index, &spec.host_ifname).await?;
         sandbox.set_up(inner_index, &ifname).await?;
+        if let Some(WayOut { gateway, .. }) = way_out {
+            sandbox.add_default_route(inner_index, gateway).await?;
+        }
         // Last, because it is the one thing that deleting the pair would not take back.
         let loopback = sandbox.index_of("lo").await?;
         sandbox.set_up(loopback, "lo").await?;
         Ok(Veth { ifindex: index, ifname })
     }
-}
-
-/// Takes a pair back when making it failed, or when the future that makes it is dropped half way.
-/// Armed before the pair is asked for: the request may be carried out after the future is gone.
-struct Undo {
-    net: Option<Net>,
-    name: String,
-    host_mac: [u8; 6],
-}
-
-impl Undo {
-    fn new(net: &Net, name: &str, host_mac: [u8; 6]) -> Self {
-        Self { net: Some(net.clone()), name: name.to_owned(), host_mac }
-    }
-
-    async fn settle(mut self, keep: bool) {
-        if keep {
-            self.net = None;
-        } else if let Some(net) = &self.net {
-            take_back(net, &self.name, self.host_mac).await;
-            self.net = None;
-        }
-    }
-}
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        let Some(net) = self.net.take() else { return };
-        let (name, host_mac) = (std::mem::take(&mut self.name), self.host_mac);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            // The same socket carries this after the request that made the pair, in that order.
-            runtime.spawn(async move { take_back(&net, &name, host_mac).await });
-        }
-    }
-}
-
-/// A locally administered unicast address.
-fn random_mac() -> [u8; 6] {
-    let mut mac: [u8; 6] = rand::random();
-    mac[0] = mac[0] & 0xfc | 0x02;
-    mac
-}
-
-async fn take_back(net: &Net, name: &str, host_mac: [u8; 6]) {
-    let result = async {
-        match net.space().link_message(name).await? {
-            Some(message) if mac_is(&message, host_mac) => {
-                net.space().delete(message.header.index, name).await
-            }
-            _ => Ok(()),
-        }
-    };
-    if let Err(error) = result.await {
-        tracing::warn!("an endpoint could not be made, nor taken back: {error:#}");
-    }
-}
-
-fn mac_is(message: &LinkMessage, mac: [u8; 6]) -> bool {
-    message
-        .attributes
-        .iter()
-        .any(|attribute| matches!(attribute, LinkAttribute::Address(bytes) if *bytes == mac))
 }
 
 fn set_offloads(sandbox: &Space, ifname: &str, wanted: SandboxOffloads) -> Result<()> {
@@ -377,7 +355,7 @@ fn set_offloads(sandbox: &Space, ifname: &str, wanted: SandboxOffloads) -> Resul
 }
 
 /// `IFLA_LINK` of a veth: the other end's ifindex in its own namespace.
-fn peer_index(message: &LinkMessage) -> Option<u32> {
+pub(super) fn peer_index(message: &LinkMessage) -> Option<u32> {
     message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Link(index) => Some(*index),
         _ => None,

@@ -1,5 +1,8 @@
 //! Published ports: what was asked for, what is reserved, what a host port leads to.
 
+pub mod reserve;
+pub mod spec;
+
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use serde::{Deserialize, Serialize};

@@ -55,6 +55,14 @@ impl<R: Records, W: Wiring> Service<R, W> {
             return Ok(false);
         }
         self.wiring().remove_local(&record.id).await?;
+        self.wiring().release_ports(&record.id);
+        if let Err(error) = self.give_back_gateway(endpoint).await {
+            warnings.push(format!(
+                "{} is detached, but its way out is still there: {}",
+                label(endpoint),
+                one_line(&error)
+            ));
+        }
         if let Err(error) = self.release(network, record).await {
             self.release_later(network.clone(), record.clone());
             warnings.push(format!(
@@ -64,6 +72,19 @@ impl<R: Records, W: Wiring> Service<R, W> {
             ));
         }
         Ok(true)
+    }
+
+    /// Deletes the gateway port of an endpoint that is gone, unless another one uses it. The
+    /// sandbox must be locked: nobody may begin to share it now.
+    async fn give_back_gateway(&self, endpoint: &LocalEndpoint) -> Result<()> {
+        let Some(gateway) = &endpoint.gateway else { return Ok(()) };
+        let shares = |it: &LocalEndpoint| {
+            it.gateway.as_ref().is_some_and(|other| other.host_ifname == gateway.host_ifname)
+        };
+        if self.wiring().local().iter().any(shares) {
+            return Ok(());
+        }
+        self.wiring().delete_gateway(gateway).await
     }
 
     /// The sandbox meant by a path or name; one that is gone is known by the path it had, so its
@@ -101,18 +122,7 @@ fn select<'a>(
         .filter(|it| sandbox.is_none_or(|sandbox| SandboxId::of(&it.netns) == *sandbox))
         .collect();
     if let Some(endpoint) = &wanted.endpoint {
-        // The closest reading that anything answers to: a name hides another's alias, and both
-        // hide the start of an id.
-        let readings: [fn(&LocalEndpoint, &str) -> bool; 3] = [
-            |it, text| it.record.id == text || it.record.names.first().is_some_and(|n| n == text),
-            |it, text| it.record.names.iter().any(|name| name == text),
-            |it, text| is_prefix(text, &it.record.id),
-        ];
-        found = readings
-            .iter()
-            .map(|reads| found.iter().copied().filter(|it| reads(it, endpoint)).collect::<Vec<_>>())
-            .find(|matching| !matching.is_empty())
-            .unwrap_or_default();
+        found = closest(found, endpoint);
     }
     if found.is_empty() {
         return Err(Refusal::not_found(format!(
@@ -129,18 +139,46 @@ fn select<'a>(
             endpoint.network.name
         )));
     }
-    let sandboxes: BTreeSet<_> = found.iter().map(|it| &it.netns).collect();
-    if wanted.netns.is_none() && sandboxes.len() > 1 {
-        let mut labels: Vec<_> = found.iter().map(|it| label(it)).collect();
-        labels.sort();
-        return Err(Refusal::conflict(format!(
-            "{} endpoints {}: {}; say which by id or with --netns",
-            found.len(),
-            described(wanted).replacen("has", "have", 1).replacen("is in", "are in", 1),
-            labels.join(", ")
-        )));
+    if wanted.netns.is_none() {
+        let what = || described(wanted).replacen("has", "have", 1).replacen("is in", "are in", 1);
+        of_one_sandbox(&found, what, "by id or with --netns")?;
     }
     Ok(found)
+}
+
+/// Those an endpoint's name or id means, by the closest reading that anything answers to: a name
+/// hides another's alias, and both hide the start of an id. Pure.
+pub(super) fn closest<'a>(all: Vec<&'a LocalEndpoint>, text: &str) -> Vec<&'a LocalEndpoint> {
+    let readings: [fn(&LocalEndpoint, &str) -> bool; 3] = [
+        |it, text| it.record.id == text || it.record.names.first().is_some_and(|n| n == text),
+        |it, text| it.record.names.iter().any(|name| name == text),
+        |it, text| is_prefix(text, &it.record.id),
+    ];
+    readings
+        .iter()
+        .map(|reads| all.iter().copied().filter(|it| reads(it, text)).collect::<Vec<_>>())
+        .find(|matching| !matching.is_empty())
+        .unwrap_or_default()
+}
+
+/// Refuses endpoints of several sandboxes: what they have in common is the start of the line, and
+/// its end tells how to say which.
+pub(super) fn of_one_sandbox(
+    found: &[&LocalEndpoint],
+    what: impl Fn() -> String,
+    how: &str,
+) -> Result<()> {
+    let sandboxes: BTreeSet<_> = found.iter().map(|it| &it.netns).collect();
+    if sandboxes.len() < 2 {
+        return Ok(());
+    }
+    let mut labels: Vec<_> = found.iter().map(|it| label(it)).collect();
+    labels.sort();
+    Err(Refusal::conflict(format!(
+        "{} endpoints {}; say which {how}",
+        found.len(),
+        [what(), labels.join(", ")].join(": ")
+    )))
 }
 
 fn in_network(endpoint: &LocalEndpoint, network: &str) -> bool {

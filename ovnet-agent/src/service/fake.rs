@@ -1,11 +1,12 @@
 //! Consul's records and a host's wiring in memory, with faults on demand, for tests.
 
 mod records;
+mod samples;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -15,17 +16,20 @@ use ipnet::Ipv4Net;
 use ovnet_common::abi::{DropEvent, PortCounters};
 use tokio::sync::{Semaphore, broadcast};
 
-use super::{Service, VethRequest, Wiring, netns_of_name};
+use super::{Refusal, Service, VethRequest, Wiring, netns_of_name};
 use crate::{
-    api::types::{Attach, CounterView, Status},
-    consul::schema::{EndpointRecord, NetworkRecord, PendingRecord, VERSION},
+    api::types::{CounterView, Status},
+    consul::schema::{EndpointRecord, NetworkRecord, PendingRecord},
     net::LooseVeth,
+    publish::{PublishedPort, reserve::Owner, spec::PortRequest},
     reconcile::Description,
-    state::LocalEndpoint,
+    state::{GatewayPort, LocalEndpoint},
 };
 
 /// The host all fakes are.
 pub(crate) const NODE: &str = "docker01";
+
+pub(crate) use samples::{attach, local_endpoint, network, record};
 
 pub(crate) type FakeService = Service<Fake, Fake>;
 
@@ -42,6 +46,11 @@ struct State {
     pending: BTreeMap<String, PendingRecord>,
     endpoints: BTreeMap<(String, Ipv4Addr), EndpointRecord>,
     links: BTreeSet<String>,
+    gateways: BTreeMap<String, GatewayPort>,
+    /// With the id of the endpoint each is reserved for.
+    ports: BTreeMap<PublishedPort, String>,
+    without_egress: bool,
+    routed_netns: BTreeSet<String>,
     local: BTreeMap<String, LocalEndpoint>,
     lost_netns: BTreeSet<String>,
     calls: Vec<&'static str>,
@@ -65,36 +74,6 @@ pub(crate) fn service(networks: &[&str]) -> (FakeService, Fake) {
         fake.state().networks.insert((*name).to_owned(), network(name, vni));
     }
     (Service::new(fake.clone(), fake.clone(), NODE, 4789), fake)
-}
-
-pub(crate) fn network(name: &str, vni: u32) -> NetworkRecord {
-    NetworkRecord {
-        v: VERSION,
-        id: format!("{vni:08x}-0000-4000-8000-000000000000"),
-        name: name.into(),
-        vni,
-        subnet: Ipv4Net::new([10, 0, (vni - 4096).try_into().unwrap(), 0].into(), 24).unwrap(),
-        gateway: [10, 0, (vni - 4096).try_into().unwrap(), 1].into(),
-        ip_range: None,
-        aux: BTreeMap::new(),
-        mtu: None,
-        internal: false,
-        options: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        created_by: "docker02".into(),
-    }
-}
-
-/// A request to attach the sandbox `netns`, under that name.
-pub(crate) fn attach(network: &str, netns: &str) -> Attach {
-    Attach {
-        network: network.into(),
-        netns: netns.into(),
-        ip: None,
-        name: Some(netns.into()),
-        aliases: vec![],
-        ifname: None,
-    }
 }
 
 /// Waits until something is so, and fails when it never is.
@@ -137,6 +116,32 @@ impl Fake {
 
     pub(crate) fn lose_netns(&self, name: &str) {
         self.state().lost_netns.insert(name.to_owned());
+    }
+
+    /// The agent runs with `--egress off`.
+    pub(crate) fn without_egress(&self) {
+        self.state().without_egress = true;
+    }
+
+    /// The sandbox has a default route of its own.
+    pub(crate) fn give_default_route(&self, name: &str) {
+        self.state().routed_netns.insert(name.to_owned());
+    }
+
+    pub(crate) fn make_internal(&self, network_name: &str) {
+        if let Some(network) = self.state().networks.get_mut(network_name) {
+            network.internal = true;
+        }
+    }
+
+    /// Host ends of the gateway ports there are.
+    pub(crate) fn gateways(&self) -> Vec<String> {
+        self.state().gateways.keys().cloned().collect()
+    }
+
+    /// Host ports that are reserved.
+    pub(crate) fn reserved(&self) -> Vec<u16> {
+        self.state().ports.keys().map(|it| it.host_port).collect()
     }
 
     pub(crate) fn put(&self, network_name: &str, record: EndpointRecord) {
@@ -226,6 +231,71 @@ impl Wiring for Fake {
     async fn delete_link(&self, name: &str) -> Result<()> {
         self.begin("delete_link").await?;
         self.state().links.remove(name);
+        Ok(())
+    }
+
+    fn egress(&self) -> bool {
+        !self.state().without_egress
+    }
+
+    async fn has_default_route(&self, netns: &Path) -> Result<bool> {
+        self.begin("has_default_route").await?;
+        let name = netns.file_name().unwrap().to_str().unwrap();
+        Ok(self.state().routed_netns.contains(name))
+    }
+
+    async fn local_addresses(&self) -> Result<Vec<Ipv4Addr>> {
+        self.begin("local_addresses").await?;
+        Ok(vec![[192, 168, 1, 11].into()])
+    }
+
+    async fn reserve_ports(
+        &self,
+        owner: Owner,
+        requests: Vec<PortRequest>,
+        _: Vec<Ipv4Addr>,
+    ) -> Result<Vec<PublishedPort>> {
+        self.begin("reserve_ports").await?;
+        let mut state = self.state();
+        let mut ports = Vec::new();
+        for it in requests {
+            let taken: BTreeSet<u16> =
+                state.ports.keys().chain(&ports).map(|it| it.host_port).collect();
+            let free = it.host_ports.unwrap_or(32768..=60999).find(|port| !taken.contains(port));
+            let Some(host_port) = free else { return Err(Refusal::conflict("port in use")) };
+            ports.push(PublishedPort {
+                protocol: it.protocol,
+                host_address: it.host_address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+                host_port,
+                container_port: it.container_port,
+            });
+        }
+        state.ports.extend(ports.iter().map(|it| (*it, owner.id.clone())));
+        Ok(ports)
+    }
+
+    fn release_ports(&self, id: &str) {
+        self.state().ports.retain(|_, owner| owner != id);
+    }
+
+    async fn create_gateway(&self, _: &Path, host_ifname: &str) -> Result<GatewayPort> {
+        self.begin("create_gateway").await?;
+        let mut state = self.state();
+        let last = 2 + u8::try_from(state.gateways.len() % 200).unwrap();
+        let gateway = GatewayPort {
+            bridge: "ovnet_gwbridge".into(),
+            host_ifname: host_ifname.into(),
+            ifname: "eth1".into(),
+            address: [172, 18, 0, last].into(),
+            mac: format!("02:42:ac:12:00:{last:02x}"),
+        };
+        state.gateways.insert(host_ifname.to_owned(), gateway.clone());
+        Ok(gateway)
+    }
+
+    async fn delete_gateway(&self, gateway: &GatewayPort) -> Result<()> {
+        self.begin("delete_gateway").await?;
+        self.state().gateways.remove(&gateway.host_ifname);
         Ok(())
     }
 

@@ -9,7 +9,9 @@ mod detach;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;
+mod gateways;
 mod networks;
+mod publish;
 pub mod real;
 mod release;
 mod sandbox;
@@ -18,6 +20,7 @@ mod views;
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
@@ -36,8 +39,9 @@ use crate::{
         schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
     },
     net::LooseVeth,
+    publish::{PublishedPort, reserve::Owner, spec::PortRequest},
     reconcile::Description,
-    state::LocalEndpoint,
+    state::{GatewayPort, LocalEndpoint},
 };
 
 /// How long one call to Consul may take in the middle of an attach or detach. Longer than a claim
@@ -52,7 +56,7 @@ pub struct AddressClaim {
     /// Name and aliases.
     pub names: Vec<String>,
     /// The address asked for; the next free one where absent.
-    pub address: Option<std::net::Ipv4Addr>,
+    pub address: Option<Ipv4Addr>,
 }
 
 /// A veth pair to be made. Offloads are the implementation's business: it knows the datapath.
@@ -152,6 +156,32 @@ pub trait Wiring: Send + Sync + 'static {
     fn create_loose_veth(&self, request: &LooseVeth) -> impl Future<Output = Result<()>> + Send;
     /// Deletes a link; one that is gone is no error.
     fn delete_link(&self, name: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Whether sandboxes are given a way out (`--egress`).
+    fn egress(&self) -> bool;
+    /// Whether a sandbox has a default route of its own.
+    fn has_default_route(&self, netns: &Path) -> impl Future<Output = Result<bool>> + Send;
+    /// This host's own IPv4 addresses, those of loopback left out.
+    fn local_addresses(&self) -> impl Future<Output = Result<Vec<Ipv4Addr>>> + Send;
+    /// Reserves host ports for an endpoint, all or none, in the order asked. `local_addresses` are
+    /// those they may be published on.
+    fn reserve_ports(
+        &self,
+        owner: Owner,
+        requests: Vec<PortRequest>,
+        local_addresses: Vec<Ipv4Addr>,
+    ) -> impl Future<Output = Result<Vec<PublishedPort>>> + Send;
+    /// Frees the host ports of an endpoint; none is no error.
+    fn release_ports(&self, id: &str);
+    /// Gives a sandbox a way out: a port of the gwbridge with the default route. Leaves nothing
+    /// where it fails. Its address stays taken until an endpoint that has it was added, or until
+    /// it is deleted.
+    fn create_gateway(
+        &self,
+        netns: &Path,
+        host_ifname: &str,
+    ) -> impl Future<Output = Result<GatewayPort>> + Send;
+    /// Takes a sandbox's way out away; one that is gone is no error.
+    fn delete_gateway(&self, gateway: &GatewayPort) -> impl Future<Output = Result<()>> + Send;
     /// The endpoints of this host.
     fn local(&self) -> Vec<LocalEndpoint>;
     /// Remembers an endpoint and wires it.

@@ -1,13 +1,16 @@
 //! The traits of the service on Consul and this host's kernel.
 
-use std::path::PathBuf;
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
 use ovnet_common::abi::{DropEvent, PortCounters};
 use tokio::sync::broadcast;
 
-use super::{AddressClaim, Records, VethRequest, Wiring};
+use super::{AddressClaim, Records, VethRequest, Wiring, gateways::Gateways};
 use crate::{
     api::types::{CounterView, CreateNetwork, Status},
     consul::{
@@ -15,9 +18,14 @@ use crate::{
         claims::{Claim, Pool},
         schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
     },
-    net::{self, LooseVeth, Net, VethSpec},
+    net::{self, GWBRIDGE, GatewaySpec, LooseVeth, Net, VethSpec},
+    publish::{
+        PublishedPort,
+        reserve::{Owner, Reservations},
+        spec::PortRequest,
+    },
     reconcile::{Description, Reconciler},
-    state::LocalEndpoint,
+    state::{GatewayPort, LocalEndpoint},
 };
 
 /// [`Records`] of a real Consul.
@@ -114,6 +122,17 @@ pub struct HostWiring {
     pub reconciler: Reconciler,
     /// Links, routes, namespaces.
     pub net: Net,
+    /// The ports of this host that are published.
+    pub reservations: Reservations,
+    egress: bool,
+    gateways: Gateways,
+}
+
+impl HostWiring {
+    /// This host's wiring; `egress` is whether sandboxes are given a way out.
+    pub fn new(reconciler: Reconciler, net: Net, reservations: Reservations, egress: bool) -> Self {
+        Self { reconciler, net, reservations, egress, gateways: Gateways::default() }
+    }
 }
 
 impl Wiring for HostWiring {
@@ -144,12 +163,77 @@ impl Wiring for HostWiring {
         self.net.delete_link(name).await
     }
 
+    fn egress(&self) -> bool {
+        self.egress
+    }
+
+    async fn has_default_route(&self, netns: &Path) -> Result<bool> {
+        self.net.has_default_route(netns).await
+    }
+
+    async fn local_addresses(&self) -> Result<Vec<Ipv4Addr>> {
+        self.net.local_addresses().await
+    }
+
+    async fn reserve_ports(
+        &self,
+        owner: Owner,
+        requests: Vec<PortRequest>,
+        local_addresses: Vec<Ipv4Addr>,
+    ) -> Result<Vec<PublishedPort>> {
+        let reservations = self.reservations.clone();
+        // Whoever has a port is looked for in `/proc`, process by process.
+        tokio::task::spawn_blocking(move || {
+            reservations.reserve(&owner, &requests, &local_addresses)
+        })
+        .await
+        .context("reserve the published ports")?
+    }
+
+    fn release_ports(&self, id: &str) {
+        self.reservations.release(id);
+    }
+
+    async fn create_gateway(&self, netns: &Path, host_ifname: &str) -> Result<GatewayPort> {
+        let bridge = self.net.gwbridge(GWBRIDGE).await?.with_context(|| {
+            format!("there is no bridge {GWBRIDGE} with an address: the agent makes it, try again")
+        })?;
+        let (address, mac) = self.gateways.take(bridge.address, || self.local())?;
+        let spec = GatewaySpec {
+            bridge: bridge.name,
+            host_ifname: host_ifname.to_owned(),
+            netns: netns.to_owned(),
+            mac,
+            address,
+            gateway: bridge.address.addr(),
+            mtu: self.uplink_mtu(),
+            offloads: self.reconciler.sandbox_offloads(),
+        };
+        let made = self.net.create_gateway_port(&spec).await;
+        if made.is_err() {
+            self.gateways.give_back(address.addr());
+        }
+        made
+    }
+
+    async fn delete_gateway(&self, gateway: &GatewayPort) -> Result<()> {
+        self.net.delete_link(&gateway.host_ifname).await?;
+        self.gateways.give_back(gateway.address);
+        Ok(())
+    }
+
     fn local(&self) -> Vec<LocalEndpoint> {
         self.reconciler.local()
     }
 
     async fn add_local(&self, endpoint: LocalEndpoint) -> Result<()> {
-        self.reconciler.add_local(endpoint).await
+        let address = endpoint.gateway.as_ref().map(|it| it.address);
+        self.reconciler.add_local(endpoint).await?;
+        if let Some(address) = address {
+            // From here on the endpoint has it.
+            self.gateways.give_back(address);
+        }
+        Ok(())
     }
 
     async fn describe_local(&self, description: Description) -> Result<Option<LocalEndpoint>> {

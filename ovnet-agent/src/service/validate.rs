@@ -74,10 +74,8 @@ mod tests {
             let wanted = Attach {
                 network: "n".into(),
                 netns: "t1".into(),
-                ip: None,
-                name: None,
-                aliases: vec![],
                 ifname: Some(bad.into()),
+                ..Default::default()
             };
             assert!(attach(&wanted).is_err(), "{bad}");
         }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::{Records, Service, Wiring};
+use super::{Records, Service, Wiring, publish};
 use crate::{
-    api::types::{EndpointView, HostView, LocalView},
+    api::types::{EndpointView, GatewayView, HostView, LocalView},
     state::LocalEndpoint,
 };
 
@@ -95,6 +95,9 @@ impl<R: Records, W: Wiring> Service<R, W> {
         // An endpoint without counters is one that has sent and received nothing yet, or whose
         // programs are being repaired; a listing shows it all the same.
         let counters = self.wiring().port_counters(&endpoint.host_ifname).unwrap_or_default();
+        let gateway = endpoint.gateway.as_ref();
+        let mut ports = endpoint.ports.clone();
+        publish::sort(&mut ports);
         LocalView {
             netns: endpoint.netns.display().to_string(),
             ifname: endpoint.ifname.clone(),
@@ -104,6 +107,9 @@ impl<R: Records, W: Wiring> Service<R, W> {
             tx_bytes: counters.tx_bytes,
             rx_packets: counters.rx_packets,
             rx_bytes: counters.rx_bytes,
+            gateway: gateway
+                .map(|it| GatewayView { address: it.address, ifname: it.ifname.clone() }),
+            ports,
         }
     }
 }

@@ -35,42 +35,55 @@ pub(crate) fn skip(name: &str, why: &str) {
     assert!(std::env::var_os("OVNET_REQUIRE_ALL").is_none_or(|v| v != "1"), "{name}: {why}");
 }
 
+type Work = Box<dyn FnOnce() + Send>;
+
 /// A sandbox: a namespace that a waiting thread keeps, and that ends with this value.
 pub(crate) struct Sandbox {
     path: PathBuf,
-    commands: Option<mpsc::Sender<(String, mpsc::Sender<String>)>>,
+    work: Option<mpsc::Sender<Work>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Sandbox {
     pub(crate) fn new() -> Self {
         let (ready, path) = mpsc::channel();
-        let (commands, received) = mpsc::channel::<(String, mpsc::Sender<String>)>();
+        let (work, received) = mpsc::channel::<Work>();
         let thread = std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             ready.send(thread_namespace()).unwrap();
-            for (arguments, answer) in received {
-                answer.send(ip(&arguments)).unwrap();
+            for work in received {
+                work();
             }
         });
         let path = path.recv().unwrap().into();
-        Self { path, commands: Some(commands), thread: Some(thread) }
+        Self { path, work: Some(work), thread: Some(thread) }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Runs `ip` inside; what it printed.
     pub(crate) fn ip(&self, arguments: &str) -> String {
+        let arguments = arguments.to_owned();
+        self.run(move || ip(&arguments))
+    }
+
+    /// Runs something inside; sockets it opens stay there.
+    pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (answer, output) = mpsc::channel();
-        self.commands.as_ref().unwrap().send((arguments.into(), answer)).unwrap();
-        output.recv().unwrap_or_else(|_| panic!("ip {arguments} failed in the sandbox"))
+        let work = Box::new(move || {
+            // Nobody waits for the answer of a test that has failed.
+            let _ = answer.send(work());
+        });
+        self.work.as_ref().unwrap().send(work).unwrap();
+        output.recv().unwrap_or_else(|_| panic!("it failed in the sandbox"))
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        drop(self.commands.take());
+        drop(self.work.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -18,6 +18,7 @@ const BOUNDARIES: &[(&str, &[&str])] = &[
     ("consul", &["consulrs", "rustify", "rustify_derive"]),
     ("net", &["rtnetlink", "netlink_packet_route", "netlink_sys", "ethtool", "genetlink"]),
     ("docker", &["bollard"]),
+    ("firewall", &["nftables"]),
 ];
 
 /// A crate takes the workspace's lints only when it says so.

@@ -22,6 +22,7 @@ const TO_TEST: &[(&str, &str)] = &[
     ("tcpdump", "tcpdump"),
     ("ethtool", "ethtool"),
     ("nftables", "nft"),
+    ("iptables", "iptables"),
     ("iputils-ping", "ping"),
     ("bpftool", "bpftool"),
     ("tshark", "tshark"),

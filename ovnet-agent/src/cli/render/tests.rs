@@ -4,8 +4,35 @@ use super::*;
 use crate::{
     api::types::LocalView,
     consul::schema::{EndpointRecord, VERSION},
+    publish::Protocol,
     service::fake,
 };
+
+fn port(protocol: Protocol, host_port: u16, container_port: u16) -> PublishedPort {
+    PublishedPort { protocol, host_address: [0, 0, 0, 0].into(), host_port, container_port }
+}
+
+#[test]
+fn ports_are_listed() {
+    let mut all = vec![
+        port(Protocol::Tcp, 90, 80),
+        port(Protocol::Udp, 32768, 53),
+        PublishedPort { host_address: [192, 168, 1, 12].into(), ..port(Protocol::Tcp, 91, 81) },
+    ];
+    assert_eq!(
+        ports(&all),
+        "80/tcp -> 0.0.0.0:90\n53/udp -> 0.0.0.0:32768\n81/tcp -> 192.168.1.12:91\n"
+    );
+    assert_eq!(host_ports(&all), "0.0.0.0:90\n0.0.0.0:32768\n192.168.1.12:91\n");
+    all.extend([port(Protocol::Tcp, 92, 82), port(Protocol::Tcp, 91, 81)]);
+    all.push(port(Protocol::Tcp, 93, 80));
+    assert_eq!(
+        short_ports(&all),
+        "0.0.0.0:90-92->80-82/tcp, 0.0.0.0:93->80/tcp, 192.168.1.12:91->81/tcp, \
+         0.0.0.0:32768->53/udp"
+    );
+    assert_eq!((ports(&[]), short_ports(&[])), Default::default());
+}
 
 #[test]
 fn networks_are_listed() {
@@ -45,6 +72,8 @@ fn endpoints_are_listed() {
         tx_bytes: 1450,
         rx_packets: 0,
         rx_bytes: 0,
+        gateway: None,
+        ports: vec![port(Protocol::Tcp, 90, 80)],
     };
     let other = EndpointRecord {
         host: "docker02".into(),
@@ -57,9 +86,9 @@ fn endpoints_are_listed() {
         EndpointView { record: other, network: "ov_net1".into(), local: None },
     ];
     let expected = "\
-ENDPOINT ID    NETWORK   ADDRESS    HOST       NAMES     STATE      SANDBOX         INTERFACE   TX        RX
-0123456789ab   ov_net1   10.0.0.2   docker01   t1,web    up         /run/netns/t1   eth0        1.45kB    0B
-0123456789ab   ov_net1   10.0.0.2   docker02             reserved   -               -           -         -
+ENDPOINT ID    NETWORK   ADDRESS    HOST       NAMES     STATE      SANDBOX         INTERFACE   PORTS                TX        RX
+0123456789ab   ov_net1   10.0.0.2   docker01   t1,web    up         /run/netns/t1   eth0        0.0.0.0:90->80/tcp   1.45kB    0B
+0123456789ab   ov_net1   10.0.0.2   docker02             reserved   -               -           -                    -         -
 ";
     assert_eq!(endpoints(&all, false), expected);
 }

@@ -1,0 +1,96 @@
+//! Small words for the expressions of `nft` that the ruleset is written in.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use nftables::{
+    expr::{
+        BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression,
+        Payload, PayloadField, Prefix,
+    },
+    stmt::{Match, Operator, Statement},
+};
+
+type Words = Expression<'static>;
+
+/// `left right`
+pub(super) fn is(left: Words, right: Words) -> Statement<'static> {
+    Statement::Match(Match { left, right, op: Operator::EQ })
+}
+
+/// `left != right`
+pub(super) fn is_not(left: Words, right: Words) -> Statement<'static> {
+    Statement::Match(Match { left, right, op: Operator::NEQ })
+}
+
+/// `left & (of) != value`
+pub(super) fn bits_are_not(
+    left: Words,
+    of: [&'static str; 2],
+    value: &'static str,
+) -> Statement<'static> {
+    let mask = BinaryOperation::OR(of.map(text).to_vec());
+    let mask = Expression::BinaryOperation(Box::new(mask));
+    let masked = Expression::BinaryOperation(Box::new(BinaryOperation::AND(left, mask)));
+    is_not(masked, text(value))
+}
+
+/// `fib daddr type local`: an address of this host, whichever it is.
+pub(super) fn destination_is_local() -> Statement<'static> {
+    let fib = Fib { result: FibResult::Type, flags: [FibFlag::Daddr].into() };
+    is(Expression::Named(NamedExpression::Fib(fib)), text("local"))
+}
+
+/// A field of a header, as `tcp dport`.
+pub(super) fn payload(protocol: &'static str, field: &'static str) -> Words {
+    let field = PayloadField { protocol: protocol.into(), field: field.into() };
+    Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
+}
+
+/// `ip daddr`
+pub(super) fn daddr() -> Words {
+    payload("ip", "daddr")
+}
+
+/// `ct state`, `ct status`
+pub(super) fn tracked(key: &'static str) -> Words {
+    Expression::Named(NamedExpression::CT(CT { key: key.into(), ..CT::default() }))
+}
+
+/// Any of several flags.
+pub(super) fn either(flags: [&'static str; 2]) -> Words {
+    Expression::List(flags.map(text).to_vec())
+}
+
+/// A name.
+pub(super) fn text(text: &str) -> Words {
+    Expression::String(text.to_owned().into())
+}
+
+/// An address.
+pub(super) fn address(address: Ipv4Addr) -> Words {
+    text(&address.to_string())
+}
+
+/// A port, in host byte order.
+pub(super) fn port(port: u16) -> Words {
+    Expression::Number(port.into())
+}
+
+/// The addresses of a network.
+pub(super) fn in_net(net: Ipv4Net) -> Words {
+    Expression::Named(NamedExpression::Prefix(Prefix {
+        addr: Box::new(address(net.network())),
+        len: net.prefix_len().into(),
+    }))
+}
+
+/// `iifname`: the interface by which a packet came.
+pub(super) fn iifname() -> Words {
+    Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Iifname }))
+}
+
+/// `oifname`: the interface by which it leaves.
+pub(super) fn oifname() -> Words {
+    Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Oifname }))
+}

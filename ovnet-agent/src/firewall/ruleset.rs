@@ -1,0 +1,307 @@
+//! What the table `ip ovnet` holds. Pure: [`batch`] makes of [`Rules`] what the `nft` program reads.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use nftables::{
+    batch::Batch,
+    schema::{Chain, NfListObject, NfObject, Nftables, Rule, Table},
+    stmt::{Counter, NAT, Statement},
+    types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
+};
+
+use super::expression::{
+    address, bits_are_not, daddr, destination_is_local, either, iifname, in_net, is, is_not,
+    oifname, payload, port, text, tracked,
+};
+use crate::publish::Protocol;
+
+/// Name of the table, of the family `ip`.
+pub(super) const TABLE: &str = "ovnet";
+/// What the name of the chain begins with that tells which rules the table holds.
+pub(super) const DIGEST: &str = "rules-";
+
+/// What the table is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// UDP port of VXLAN, which no masqueraded packet may go to.
+    pub vxlan_port: u16,
+    /// The sandboxes' way out, where they have one.
+    pub egress: Option<Egress>,
+    /// Published ports.
+    pub mappings: Vec<Mapping>,
+}
+
+/// The sandboxes' way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// Name of the bridge.
+    pub bridge: String,
+    /// The sandboxes' addresses on it.
+    pub subnet: Ipv4Net,
+}
+
+/// A published port. Ports are in host byte order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The address of this host it is published on; 0.0.0.0 is every one.
+    pub host_address: Ipv4Addr,
+    /// The port of this host.
+    pub host_port: u16,
+    /// The sandbox's address on the bridge.
+    pub backend: Ipv4Addr,
+    /// The port inside the sandbox.
+    pub container_port: u16,
+    /// Name of the bridge that the sandbox is on.
+    pub bridge: String,
+    /// Ours. False for Docker's, which has a DNAT of its own.
+    pub own: bool,
+}
+
+/// Replaces the whole table in one transaction. What is translated already goes on: the kernel
+/// keeps that with the connection, and asks the rules for new connections only.
+pub fn batch(rules: &Rules) -> Nftables<'static> {
+    let mut objects = chains();
+    objects.extend(self::rules(rules));
+    let digest = digest(&objects);
+    let mut batch = Batch::new();
+    // Added first, because deleting what is not there is an error.
+    batch.add(table());
+    batch.delete(table());
+    batch.add(table());
+    batch.add(NfListObject::Chain(Chain {
+        family: NfFamily::IP,
+        table: TABLE.into(),
+        name: digest.into(),
+        ..Chain::default()
+    }));
+    for object in objects {
+        batch.add(object);
+    }
+    batch.to_nftables()
+}
+
+/// Deletes the table, which may be absent.
+pub(super) fn removal() -> Nftables<'static> {
+    let mut batch = Batch::new();
+    batch.add(table());
+    batch.delete(table());
+    batch.to_nftables()
+}
+
+/// The chains that a batch adds, with how many rules each of them gets.
+pub(super) fn shape(batch: &Nftables<'_>) -> BTreeMap<String, usize> {
+    use nftables::schema::NfCmd::Add;
+    let mut shape = BTreeMap::new();
+    for object in batch.objects.iter() {
+        match object {
+            NfObject::CmdObject(Add(NfListObject::Chain(chain))) => {
+                shape.entry(chain.name.to_string()).or_insert(0);
+            }
+            NfObject::CmdObject(Add(NfListObject::Rule(rule))) => {
+                *shape.entry(rule.chain.to_string()).or_insert(0) += 1;
+            }
+            _ => {}
+        }
+    }
+    shape
+}
+
+/// A name for exactly these rules. Another build of the agent may give another one, which costs
+/// replacing the table once.
+fn digest(objects: &[NfListObject<'_>]) -> String {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    format!("{objects:?}").hash(&mut hasher);
+    format!("{DIGEST}{:016x}", hasher.finish())
+}
+
+fn table() -> NfListObject<'static> {
+    NfListObject::Table(Table { family: NfFamily::IP, name: TABLE.into(), handle: None })
+}
+
+fn chains() -> Vec<NfListObject<'static>> {
+    use NfChainType::{Filter, NAT};
+    let chain = |name: &'static str, kind, hook, priority| {
+        NfListObject::Chain(Chain {
+            family: NfFamily::IP,
+            table: TABLE.into(),
+            name: name.into(),
+            _type: Some(kind),
+            hook: Some(hook),
+            prio: Some(priority),
+            policy: Some(NfChainPolicy::Accept),
+            ..Chain::default()
+        })
+    };
+    vec![
+        chain("raw", Filter, NfHook::Prerouting, -300),
+        chain("prerouting", NAT, NfHook::Prerouting, -100),
+        chain("output", NAT, NfHook::Output, -100),
+        chain("forward", Filter, NfHook::Forward, 0),
+        // Before Docker's, which has 100: the first that translates a connection decides.
+        chain("postrouting", NAT, NfHook::Postrouting, 99),
+        // After every translation.
+        chain("guard", Filter, NfHook::Postrouting, 150),
+    ]
+}
+
+fn rules(rules: &Rules) -> Vec<NfListObject<'static>> {
+    let mut all = Vec::new();
+    for mapping in &rules.mappings {
+        if mapping.own {
+            all.extend(translate_to(mapping));
+        }
+        all.extend(keep_host_port(mapping));
+    }
+    if let Some(Egress { bridge, subnet }) = &rules.egress {
+        all.extend(way_out(bridge, *subnet));
+    }
+    all.push(rule(
+        "guard",
+        "masqueraded, a sandbox would speak VXLAN as this host",
+        [is(tracked("status"), text("snat")), is(payload("udp", "dport"), port(rules.vxlan_port))],
+        Statement::Drop(None),
+    ));
+    all
+}
+
+/// DNAT of what comes from elsewhere, and of what this host itself sends.
+fn translate_to(mapping: &Mapping) -> Vec<NfListObject<'static>> {
+    let Mapping { protocol, host_address, host_port, backend, container_port, .. } = mapping;
+    let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+    let comment = format!("{protocol} {host_address}:{host_port} to {backend}:{container_port}");
+    let matches = |on_loopback: bool| {
+        let mut matches = vec![destination_is_local()];
+        if !host_address.is_unspecified() {
+            matches.push(is(daddr(), address(*host_address)));
+        } else if !on_loopback {
+            // Nobody else may come to 127.0.0.1, whatever leads there.
+            matches.push(is_not(daddr(), in_net(loopback)));
+        }
+        matches.push(is(payload(name(*protocol), "dport"), port(*host_port)));
+        matches
+    };
+    let to = || {
+        Statement::DNAT(Some(NAT {
+            addr: Some(address(*backend)),
+            family: None,
+            port: Some(port(*container_port)),
+            flags: None,
+        }))
+    };
+    let mut both = vec![rule("output", &comment, matches(true), to())];
+    if !host_address.is_loopback() {
+        both.push(rule("prerouting", &comment, matches(false), to()));
+    }
+    both
+}
+
+/// Keeps a mapped connection on its host port whose first packet that the kernel's connection
+/// tracking sees is an answer: all before went by the programs. Without this it would be
+/// masqueraded to any port, and the client would not know it.
+fn keep_host_port(mapping: &Mapping) -> Option<NfListObject<'static>> {
+    let Mapping { protocol, host_address, host_port, backend, container_port, bridge, .. } =
+        mapping;
+    if host_address.is_loopback() {
+        return None;
+    }
+    let mut matches = vec![
+        is(payload("ip", "saddr"), address(*backend)),
+        is(payload(name(*protocol), "sport"), port(*container_port)),
+        is_not(oifname(), text(bridge)),
+    ];
+    if *protocol == Protocol::Tcp {
+        // A SYN alone is a connection that the sandbox opens, from whatever port.
+        matches.push(bits_are_not(payload("tcp", "flags"), ["syn", "ack"], "syn"));
+    }
+    let to = NAT {
+        addr: (!host_address.is_unspecified()).then(|| address(*host_address)),
+        family: None,
+        port: Some(port(*host_port)),
+        flags: None,
+    };
+    let translate =
+        if to.addr.is_some() { Statement::SNAT(Some(to)) } else { Statement::Masquerade(Some(to)) };
+    let comment = format!("answers of {backend}:{container_port} stay on {host_port}");
+    Some(rule("postrouting", &comment, matches, translate))
+}
+
+/// What sandboxes may do by their bridge, and under which address.
+fn way_out(bridge: &str, subnet: Ipv4Net) -> Vec<NfListObject<'static>> {
+    let comes = || is(iifname(), text(bridge));
+    let goes = || is(oifname(), text(bridge));
+    let from = |net| is(payload("ip", "saddr"), in_net(net));
+    let translated = || is(tracked("status"), text("dnat"));
+    let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+    let accept = || Statement::Accept(None);
+    let drop = || Statement::Drop(None);
+    let masquerade = || Statement::Masquerade(None);
+    vec![
+        rule(
+            "raw",
+            "route_localnet is for this host, not for sandboxes",
+            [comes(), is(daddr(), in_net(loopback))],
+            drop(),
+        ),
+        rule(
+            "raw",
+            "spoofed source",
+            [comes(), is_not(payload("ip", "saddr"), in_net(subnet))],
+            drop(),
+        ),
+        rule(
+            "forward",
+            "a published port of a sandbox of this host",
+            [comes(), goes(), translated()],
+            accept(),
+        ),
+        rule("forward", "sandbox to sandbox", [comes(), goes()], drop()),
+        rule(
+            "forward",
+            "answers",
+            [goes(), is(tracked("state"), either(["established", "related"]))],
+            accept(),
+        ),
+        rule("forward", "published ports", [goes(), translated()], accept()),
+        rule("forward", "nothing else comes in", [goes()], drop()),
+        rule("postrouting", "out", [from(subnet), is_not(oifname(), text(bridge))], masquerade()),
+        rule(
+            "postrouting",
+            "a sandbox's own published port, and its neighbour's",
+            [from(subnet), goes(), translated()],
+            masquerade(),
+        ),
+        rule("postrouting", "from this host's loopback", [from(loopback), goes()], masquerade()),
+    ]
+}
+
+fn rule(
+    chain: &'static str,
+    comment: &str,
+    matches: impl IntoIterator<Item = Statement<'static>>,
+    verdict: Statement<'static>,
+) -> NfListObject<'static> {
+    let mut statements: Vec<Statement<'static>> = matches.into_iter().collect();
+    statements.extend([Statement::Counter(Counter::Anonymous(None)), verdict]);
+    NfListObject::Rule(Rule {
+        family: NfFamily::IP,
+        table: TABLE.into(),
+        chain: chain.into(),
+        expr: statements.into(),
+        comment: Some(comment.to_owned().into()),
+        ..Rule::default()
+    })
+}
+
+fn name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! The rules as `nft` reads them.
+
+use super::*;
+
+fn mapping(protocol: Protocol, host_address: [u8; 4], own: bool) -> Mapping {
+    Mapping {
+        protocol,
+        host_address: host_address.into(),
+        host_port: 90,
+        backend: [172, 18, 0, 2].into(),
+        container_port: 80,
+        bridge: "ovnet_gwbridge".into(),
+        own,
+    }
+}
+
+fn all() -> Rules {
+    Rules {
+        vxlan_port: 4789,
+        egress: Some(Egress {
+            bridge: "ovnet_gwbridge".into(),
+            subnet: "172.18.0.0/16".parse().unwrap(),
+        }),
+        mappings: vec![
+            mapping(Protocol::Tcp, [0, 0, 0, 0], true),
+            mapping(Protocol::Udp, [192, 168, 1, 11], true),
+            mapping(Protocol::Tcp, [127, 0, 0, 1], true),
+            mapping(Protocol::Udp, [0, 0, 0, 0], false),
+        ],
+    }
+}
+
+/// How many rules of a chain.
+fn count(rules: &Rules, chain: &str) -> usize {
+    shape(&batch(rules))[chain]
+}
+
+#[test]
+fn a_mapping_has_its_rules_and_dockers_only_the_one_for_answers() {
+    let all = all();
+    assert_eq!(count(&all, "output"), 3);
+    assert_eq!(count(&all, "prerouting"), 2, "nobody comes to 127.0.0.1 from elsewhere");
+    assert_eq!(count(&all, "postrouting"), 3 + 3, "and nobody is answered from there");
+}
+
+#[test]
+fn with_nothing_to_do_the_guard_stays() {
+    let rules = Rules { vxlan_port: 4789, egress: None, mappings: vec![] };
+    for (chain, rules) in shape(&batch(&rules)) {
+        assert_eq!(rules, usize::from(chain == "guard"), "{chain}");
+    }
+}
+
+#[test]
+fn other_rules_have_another_digest_and_the_same_the_same() {
+    let digest = |rules: &Rules| {
+        let shape = shape(&batch(rules));
+        shape.into_keys().find(|name| name.starts_with(DIGEST)).unwrap()
+    };
+    let first = all();
+    assert_eq!(digest(&first), digest(&first.clone()));
+    let mut other = all();
+    other.mappings[0].host_port = 91;
+    assert_ne!(digest(&first), digest(&other));
+}
+
+#[test]
+fn the_answers_of_a_mapping_of_one_address_keep_that_address() {
+    let text = serde_json::to_string(&batch(&all())).unwrap();
+    assert!(text.contains(r#"{"snat":{"addr":"192.168.1.11","port":90}}"#), "{text}");
+    assert!(text.contains(r#"{"masquerade":{"port":90}}"#), "{text}");
+}
