@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 /// What `/proc/stat` counts in: USER_HZ is 100 on every architecture we run on.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The time all processors together have worked since boot.
+/// The time all processors together have worked since boot, without what user processes of a lower
+/// priority took: a measurement runs at the normal one, so that is others' work.
 pub(super) fn busy() -> Result<Duration> {
     let text = std::fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
     parse(&text).context("/proc/stat is not what it should be")
@@ -21,10 +22,10 @@ fn parse(stat: &str) -> Option<Duration> {
     }
     // user, nice, system, idle, iowait, irq, softirq, then what other machines took of ours.
     let fields: Vec<u32> = fields.map(|it| it.parse().ok()).collect::<Option<_>>()?;
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = fields.as_slice() else {
+    let [user, _nice, system, _idle, _iowait, irq, softirq, ..] = fields.as_slice() else {
         return None;
     };
-    Some(TICK * (user + nice + system + irq + softirq))
+    Some(TICK * (user + system + irq + softirq))
 }
 
 #[cfg(test)]
@@ -32,9 +33,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_is_no_work() {
+    fn neither_waiting_nor_niced_work_counts() {
         let stat = "cpu  10 1 20 9999 500 3 16 77 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\nintr 5\n";
-        assert_eq!(parse(stat), Some(Duration::from_millis(500)));
+        assert_eq!(parse(stat), Some(Duration::from_millis(490)));
         assert_eq!(parse("cpu0 1 1 1 1 1 1 1 1 0 0\n"), None);
         assert_eq!(parse("cpu 1 2 3\n"), None);
     }

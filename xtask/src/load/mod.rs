@@ -37,7 +37,7 @@ enum Verb {
         /// Address and port of the server.
         server: SocketAddrV4,
         /// Connections at a time.
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 32)]
         connections: usize,
         /// For how long, in milliseconds.
         #[arg(long, default_value_t = 2000)]

@@ -68,8 +68,10 @@ pub(super) struct Ways {
 pub(super) fn set_up(lab: &Lab) -> Result<Ways> {
     let mut missing = Vec::new();
     // Every port the client may take for itself; it is not to wait for one.
-    let ports = "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range";
-    lab.exec(CLIENT, &["sh", "-c", ports])?;
+    sysctl(lab, CLIENT, "ip_local_port_range", "1024 65535")?;
+    for place in [CLIENT, HOST, PROXY] {
+        without_pacing(lab, place)?;
+    }
     lab.docker(HOST, &["network", "create", "-d", "ovnet", "--ipam-driver", "ovnet", NETWORK])?;
     run(lab, HOST, "ovnet", NETWORK, OVNET)?;
     wait_for_ports(lab, "ovnet")?;
@@ -121,6 +123,7 @@ fn way(
 ) -> Result<Way> {
     let place = container.map_or_else(|| host.to_owned(), |name| format!("{host}/{name}"));
     let (program, iperf3, load) = (program()?, IPERF3.to_string(), LOAD.to_string());
+    without_pacing(lab, &place)?;
     let servers = [
         lab.spawn(&place, &["iperf3", "-s", "-p", &iperf3], None),
         lab.spawn(&place, &[&program, "load", "tcp-server", &load], None),
@@ -129,6 +132,17 @@ fn way(
     lab.wait_for_port(&place, IPERF3)?;
     lab.wait_for_port(&place, LOAD)?;
     Ok(Way { label, place, address: lab.address(host)?, shift, _servers: servers })
+}
+
+/// Has TCP wait for nothing but answers: BBR, which some systems have for a default, paces by timers
+/// even what fits into one packet. Of the others only this one may be chosen in any namespace.
+fn without_pacing(lab: &Lab, place: &str) -> Result<()> {
+    sysctl(lab, place, "tcp_congestion_control", "reno")
+}
+
+fn sysctl(lab: &Lab, place: &str, key: &str, value: &str) -> Result<()> {
+    let set = r#"echo "$2" > "/proc/sys/net/ipv4/$1""#;
+    lab.exec(place, &["sh", "-c", set, "sh", key, value]).map(drop)
 }
 
 /// This program, which has the hidden verb `load`, as hosts see it: they share the machine's files.
