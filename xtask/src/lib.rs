@@ -3,10 +3,13 @@
 //! Nothing here depends on the agent, so that `cargo xtask setup` builds before the tools exist
 //! that the agent's build needs. A library, because tests and benchmarks use the lab too.
 
+mod bench;
 mod build_verb;
 mod check;
 mod demo;
 pub mod lab;
+mod load;
+mod machine;
 mod progress;
 mod report;
 mod setup;
@@ -36,10 +39,15 @@ enum Verb {
     Lab(lab::Args),
     /// Three hosts, containers, pings and throughput, in one go.
     Demo(demo::Args),
+    /// Measure, next to what else does the same.
+    Bench(bench::Args),
     /// Run the tests, by layer.
     Test(test::Args),
     /// What must be clean before a change goes in: formatting, lints, documentation, house rules.
     Check,
+    /// Servers and clients of measurements.
+    #[command(hide = true)]
+    Load(load::Args),
 }
 
 /// Reads the command line and carries out its verb.
@@ -49,8 +57,10 @@ pub fn main() -> ExitCode {
         Verb::Build(args) => build_verb::run(&args),
         Verb::Lab(args) => lab::run(args),
         Verb::Demo(args) => demo::run(args),
+        Verb::Bench(args) => bench::run(args),
         Verb::Test(args) => test::run(&args),
         Verb::Check => check::run(),
+        Verb::Load(args) => load::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

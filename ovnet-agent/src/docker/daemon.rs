@@ -124,7 +124,7 @@ impl Daemon {
         }
     }
 
-    /// What a container is called; `None` where Docker has no such container. Takes as long as
+    /// What a container is called, and its ports; `None` where Docker has no such container. Takes as long as
     /// the container's start, where it is just starting.
     pub async fn names_of(&self, container: &str) -> Result<Option<ContainerNames>> {
         let inspect = self.docker.inspect_container(container, None::<InspectContainerOptions>);

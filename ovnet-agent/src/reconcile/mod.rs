@@ -29,6 +29,7 @@ use crate::{
     consul::{Consul, Snapshot},
     datapath::{Datapath, TcMode},
     net::{Net, SandboxOffloads, Uplink},
+    publish::PublishedPort,
     state::{LocalEndpoint, StateFolder},
 };
 
@@ -72,6 +73,8 @@ pub struct Description {
     pub names: Vec<String>,
     /// Docker's id of the container.
     pub container: String,
+    /// The ports of this host that lead to the container, sorted.
+    pub ports: Vec<PublishedPort>,
 }
 
 /// The handle. Clones share everything.

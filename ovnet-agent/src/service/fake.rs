@@ -316,6 +316,7 @@ impl Wiring for Fake {
         endpoint.record.names = description.names;
         if let Some(docker) = &mut endpoint.docker {
             docker.container = Some(description.container);
+            endpoint.ports = description.ports;
         }
         Ok(Some(endpoint.clone()))
     }

@@ -3,6 +3,7 @@
 //! it goes through the tutorial of Docker's own overlay instead.
 
 mod docker;
+mod ports;
 mod report;
 mod session;
 
@@ -122,6 +123,7 @@ fn show(lab: &Lab, args: &Args) -> Result<()> {
         session.network()?;
         session.everyone_pings()?;
         session.isolation()?;
+        ports::show(lab, &session)?;
         ways.push(session.way()?);
     }
     let vxlan = KernelVxlan::up(lab, &["docker01", "docker02"])?;

@@ -3,6 +3,7 @@
 use crate::lab::Wire;
 use crate::lab::measure::{Sample, Way, median};
 use crate::lab::table as align;
+use crate::machine;
 
 /// The medians of each way, and what the last way is to the second: ovnet to the kernel's vxlan.
 pub(super) fn table(ways: &[Way], samples: &[Vec<Sample>], wire: Wire, mtu: u32) -> String {
@@ -52,32 +53,7 @@ pub(super) fn table(ways: &[Way], samples: &[Vec<Sample>], wire: Wire, mtu: u32)
             format!("{:.2}", ovnet.2 / vxlan.2),
         ]);
     }
-    format!("{}\n{wire}, MTU {mtu}; {}\n", align(&rows), machine())
-}
-
-/// Where and when: figures without it say nothing.
-fn machine() -> String {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("processor unknown", |(_, model)| model);
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let machine = format!("{processors} × {model}, Linux {}", kernel.trim());
-    match others_at_work() {
-        Some(load) => format!("{machine}\nload {load} before: others were at work, measure again"),
-        None => machine,
-    }
-}
-
-/// The load average over the last minutes, where it is so high that others kept the processors
-/// busy: the demo itself adds no more than two to it, and not yet to this one.
-fn others_at_work() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
-    let load: f64 = text.split(' ').nth(2)?.parse().ok()?;
-    (load > 2.0).then_some(load)
+    format!("{}\n{wire}, MTU {mtu}; {}\n", align(&rows), machine::describe())
 }
 
 fn row(cells: &[&str]) -> Vec<String> {

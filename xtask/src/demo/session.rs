@@ -37,7 +37,7 @@ impl<'a> Session<'a> {
         self.types("docker03", "ovnet network ls")?;
         println!("(on docker03 after {} ms)", made.elapsed().as_millis());
         for (host, name) in TESTS {
-            self.run(host, name, "ov_net1")?;
+            self.run(host, name, &["--network", "ov_net1"])?;
         }
         self.types("docker01/t1", "ip -4 -brief address")?;
         self.types("docker03", "ovnet endpoint ls")
@@ -74,7 +74,7 @@ impl<'a> Session<'a> {
         self.types("docker01", "ovnet network create ov_net2")?;
         for (host, name) in OTHERS {
             self.wait_for_network(host, "ov_net2")?;
-            self.run(host, name, "ov_net2")?;
+            self.run(host, name, &["--network", "ov_net2"])?;
         }
         let place = "docker01/u1";
         let others = self.addresses(&OTHERS)?;
@@ -125,9 +125,10 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn run(&self, host: &str, name: &str, network: &str) -> Result<()> {
-        println!("$ cargo xtask lab run {host} {name} --network {network}");
-        println!("{}", self.lab.run_sandbox(host, name, &["--network", network])?);
+    /// Makes a sandbox and attaches it.
+    pub(super) fn run(&self, host: &str, name: &str, attach: &[&str]) -> Result<()> {
+        println!("$ cargo xtask lab run {host} {name} {}", attach.join(" "));
+        println!("{}", self.lab.run_sandbox(host, name, attach)?);
         Ok(())
     }
 

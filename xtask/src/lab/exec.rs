@@ -128,6 +128,17 @@ impl Lab {
         })
     }
 
+    /// Waits until somebody receives on a UDP port of a host or sandbox.
+    ///
+    /// # Errors
+    /// Nobody does for too long.
+    pub fn wait_for_udp_port(&self, place: &str, port: u16) -> Result<()> {
+        let what = format!("somebody to receive on port {port}");
+        self.inside(place, move || {
+            wait_until(READY, || what.clone(), || Ok(is_receiving(port)?.then_some(())))
+        })
+    }
+
     /// Splits `HOST[/SANDBOX]` and finds both: the sandbox by its network namespace, as a path in
     /// the host.
     pub(super) fn place(&self, place: &str) -> Result<(Host, Option<PathBuf>)> {
@@ -164,13 +175,24 @@ impl Drop for Running {
 
 /// Whether a socket listens in this thread's network namespace.
 fn is_listening(port: u16) -> Result<bool> {
-    // Columns: number, local address:port, remote one, state (0A: listening), all hexadecimal.
+    has_socket(&["tcp", "tcp6"], port, "0A")
+}
+
+/// Whether a socket receives datagrams of anyone in this thread's network namespace.
+fn is_receiving(port: u16) -> Result<bool> {
+    has_socket(&["udp", "udp6"], port, "07")
+}
+
+/// Whether one of the tables has a socket at this port in this state.
+fn has_socket(tables: &[&str], port: u16, state: &str) -> Result<bool> {
+    // Columns: number, local address:port, remote one, state, all hexadecimal.
     let wanted = format!(":{port:04X}");
     let listens = |line: &str| {
         let mut columns = line.split_whitespace().skip(1);
-        columns.next().is_some_and(|local| local.ends_with(&wanted)) && columns.nth(1) == Some("0A")
+        columns.next().is_some_and(|local| local.ends_with(&wanted))
+            && columns.nth(1) == Some(state)
     };
-    for table in ["tcp", "tcp6"] {
+    for table in tables {
         let path = format!("/proc/thread-self/net/{table}");
         match fs::read_to_string(&path) {
             Ok(text) if text.lines().any(listens) => return Ok(true),

@@ -3,7 +3,7 @@
 //! The machine is shared and its speed drifts within seconds. So every round measures every way
 //! once, rounds begin with a different way each, and what counts is the median over the rounds.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{Lab, Running, prepare};
 
 /// The port of iperf3.
-const PORT: u16 = 5201;
+pub(crate) const PORT: u16 = 5201;
 /// Echo requests per round. They take some milliseconds: each is sent when the last is answered.
 const PINGS: &str = "1000";
 
@@ -147,15 +147,25 @@ pub fn serve(lab: &Lab, way: &Way, pin: Pin) -> Result<Running> {
 /// # Errors
 /// iperf3 fails: nobody listens (see [`serve`]), or nothing arrives.
 pub fn throughput(lab: &Lab, way: &Way, seconds: u64, pin: Pin) -> Result<f64> {
-    let (address, port, time) = (way.address.to_string(), PORT.to_string(), seconds.to_string());
+    flow(lab, &way.from, SocketAddrV4::new(way.address, PORT), seconds, pin)
+}
+
+/// Sends one TCP flow to an iperf3 that may be behind another port; gives the bits per second
+/// that arrived.
+///
+/// # Errors
+/// iperf3 fails: nobody listens, or nothing arrives.
+pub fn flow(lab: &Lab, from: &str, server: SocketAddrV4, seconds: u64, pin: Pin) -> Result<f64> {
+    let (address, port) = (server.ip().to_string(), server.port().to_string());
+    let time = seconds.to_string();
     // The kernel's default congestion control, whatever this machine has: BBR paces, and so
     // measures its own timers more than the path.
     let command = ["iperf3", "-J", "-C", "cubic", "-c", &address, "-p", &port, "-t", &time];
     let limit = Duration::from_secs(seconds + 10);
-    let output = lab.output(&way.from, &pinned(pin.sender(), &command), limit)?;
+    let output = lab.output(from, &pinned(pin.sender(), &command), limit)?;
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if let Some(error) = report.get("error").and_then(Value::as_str) {
-        bail!("iperf3 from {} to {address}: {error}", way.from);
+        bail!("iperf3 from {from} to {server}: {error}");
     }
     report
         .pointer("/end/sum_received/bits_per_second")
@@ -163,7 +173,7 @@ pub fn throughput(lab: &Lab, way: &Way, seconds: u64, pin: Pin) -> Result<f64> {
         .filter(|bits| *bits > 0.0)
         .with_context(|| {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            format!("iperf3 from {} to {address}: {} {said}", way.from, output.status)
+            format!("iperf3 from {from} to {server}: {} {said}", output.status)
         })
 }
 

@@ -209,7 +209,7 @@ impl Lab {
 
         let switch = self.host("switch")?;
         let hosts = self.state().hosts.clone();
-        wire::connect(&switch, &hosts.iter().collect::<Vec<_>>(), options.mtu, options.wire)?;
+        wire::connect(&switch, &hosts.iter().collect::<Vec<_>>(), &options)?;
         self.start_consul()?;
         if options.agents {
             self.start_agents()?;

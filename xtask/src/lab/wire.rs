@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::Options;
 use super::host::Host;
 
 /// What the wire carries.
@@ -26,7 +27,8 @@ pub enum Wire {
 pub const UPLINK: &str = "ens33";
 
 /// Connects hosts to the switch.
-pub(super) fn connect(switch: &Host, hosts: &[&Host], mtu: u32, wire: Wire) -> Result<()> {
+pub(super) fn connect(switch: &Host, hosts: &[&Host], options: &Options) -> Result<()> {
+    let Options { mtu, wire, .. } = *options;
     let mut plugs = format!(
         "link add name br0 type bridge stp_state 0 mcast_snooping 0 forward_delay 0\n\
          link set dev br0 mtu {mtu} up\n"
@@ -55,10 +57,21 @@ pub(super) fn connect(switch: &Host, hosts: &[&Host], mtu: u32, wire: Wire) -> R
             ethtool(host, UPLINK, &["gro", "on"])?;
             ethtool(switch, &host.name, SENDS_PACKETS)?;
             ethtool(switch, &host.name, &["gro", "off"])?;
+        } else if sees_packets(options.xdp.as_deref()) {
+            ethtool(host, UPLINK, FINISHES_CHECKSUMS)?;
         }
     }
     Ok(())
 }
+
+/// Whether this XDP sees what the wire carries before the kernel has made something of it.
+fn sees_packets(xdp: Option<&str>) -> bool {
+    matches!(xdp, Some("native" | "generic"))
+}
+
+/// Has the sending stack finish checksums. Veth leaves that to whoever needs them, and tells so in
+/// what XDP does not see; no physical wire carries such a packet.
+const FINISHES_CHECKSUMS: &[&str] = &["tx", "off"];
 
 /// Has the sending stack finish checksums and segment, also inside a tunnel: with only `tso` and
 /// `gso` off, veth would still pass tunnel packets on whole.

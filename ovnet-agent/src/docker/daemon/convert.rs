@@ -1,17 +1,20 @@
 //! Between bollard's types and ours. Pure. What Docker leaves out, or writes in a form we do not
 //! know, becomes empty: one odd network must not hide the others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
 
 use bollard::models::{
     ContainerInspectResponse, EventMessage, EventMessageTypeEnum, Ipam, IpamConfig, Network,
-    NetworkCreateRequest, NetworkInspect,
+    NetworkCreateRequest, NetworkInspect, PortBinding, PortMap,
 };
 
 use super::{
     ContainerNames, DRIVER, DockerNetwork, EndpointNames, Event, GWBRIDGE, ID_OPTION, MTU_OPTION,
 };
-use crate::consul::schema::NetworkRecord;
+use crate::{consul::schema::NetworkRecord, publish::PublishedPort};
 
 /// A network out of the list of them.
 pub(super) fn listed(network: Network) -> Option<DockerNetwork> {
@@ -45,11 +48,11 @@ pub(super) fn endpoints(network: NetworkInspect) -> BTreeMap<String, Option<Stri
         .collect()
 }
 
-/// What a container is called.
+/// What a container is called, and its ports.
 pub(super) fn names(container: ContainerInspectResponse) -> ContainerNames {
     let name = container.name.unwrap_or_default();
-    let networks = container.network_settings.and_then(|settings| settings.networks);
-    let endpoints = networks.into_iter().flatten().filter_map(|(_, settings)| {
+    let settings = container.network_settings.unwrap_or_default();
+    let endpoints = settings.networks.into_iter().flatten().filter_map(|(_, settings)| {
         let aliases = settings.aliases.into_iter().flatten();
         Some(EndpointNames {
             endpoint: settings.endpoint_id.filter(|id| !id.is_empty())?,
@@ -60,7 +63,30 @@ pub(super) fn names(container: ContainerInspectResponse) -> ContainerNames {
         id: container.id.unwrap_or_default(),
         name: name.trim_start_matches('/').to_owned(),
         endpoints: endpoints.collect(),
+        ports: ports(settings.ports.unwrap_or_default()),
     }
+}
+
+/// The ports that are published, by container port and protocol (`80/tcp`); one that is only exposed
+/// has no bindings. What we do not carry is left out: IPv6, and protocols but TCP and UDP.
+fn ports(map: PortMap) -> Vec<PublishedPort> {
+    let published = |port: &str, bindings: Option<Vec<PortBinding>>| {
+        let (port, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+        let (container_port, protocol) = (port.parse().ok()?, protocol.parse().ok()?);
+        let bindings = bindings.into_iter().flatten().filter_map(move |binding| {
+            // Docker writes every address as one of these two.
+            let host_address = match binding.host_ip.as_deref().unwrap_or_default() {
+                "" => Ipv4Addr::UNSPECIFIED,
+                address => address.parse().ok()?,
+            };
+            let host_port = binding.host_port?.parse().ok().filter(|port| *port != 0)?;
+            Some(PublishedPort { protocol, host_address, host_port, container_port })
+        });
+        Some(bindings)
+    };
+    let all = map.into_iter().filter_map(|(port, bindings)| published(&port, bindings)).flatten();
+    // Sorted, and each once: an address of IPv6 left out may leave two that are the same.
+    all.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The request for this host's Docker network of a network. Both drivers are told which network
@@ -112,7 +138,7 @@ pub(super) fn gwbridge_request(says_ipv4: bool) -> NetworkCreateRequest {
 
 /// The events asked for.
 pub(super) fn event_filters() -> HashMap<String, Vec<String>> {
-    let events = ["create", "destroy", "connect", "rename", "start"];
+    let events = ["create", "destroy", "connect", "disconnect", "rename", "start"];
     HashMap::from([
         ("type".to_owned(), vec!["network".to_owned(), "container".to_owned()]),
         ("event".to_owned(), events.map(str::to_owned).to_vec()),
@@ -127,7 +153,8 @@ pub(super) fn event(message: EventMessage) -> Option<Event> {
     Some(match (message.typ?, action.as_str()) {
         (EventMessageTypeEnum::NETWORK, "create") => Event::NetworkCreated,
         (EventMessageTypeEnum::NETWORK, "destroy") => Event::NetworkDestroyed { id },
-        (EventMessageTypeEnum::NETWORK, "connect") => {
+        // Either may move its ports to another network: Docker then chooses free ones anew.
+        (EventMessageTypeEnum::NETWORK, "connect" | "disconnect") => {
             Event::ContainerChanged { id: actor.attributes?.remove("container")? }
         }
         (EventMessageTypeEnum::CONTAINER, "rename" | "start") => Event::ContainerChanged { id },

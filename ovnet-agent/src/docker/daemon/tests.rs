@@ -157,6 +157,7 @@ fn events_are_read_as_docker_writes_them() {
         "timeNano":1795407263195303572}"#;
     let changed = Event::ContainerChanged { id: "c1".into() };
     assert_eq!(read(line), Some(changed.clone()));
+    assert_eq!(read(&line.replace("connect", "disconnect")), Some(changed.clone()));
     assert_eq!(read(&line.replace("connect", "create")), Some(Event::NetworkCreated));
     let destroyed = Event::NetworkDestroyed { id: "n1".into() };
     assert_eq!(read(&line.replace("connect", "destroy")), Some(destroyed));
@@ -184,6 +185,39 @@ fn names_of_both_kinds_are_read() {
     let wanted = [new, endpoint("e2", &[])];
     assert_eq!((names.id.as_str(), names.name.as_str()), ("c1", "t1"));
     assert_eq!(names.endpoints, wanted);
+}
+
+#[test]
+fn ports_are_those_that_docker_published_over_ipv4() {
+    let read = |ports: Value| {
+        let inspected = json!({"Id": "c1", "NetworkSettings": {"Ports": ports}});
+        let ports = convert::names(serde_json::from_value(inspected).unwrap()).ports;
+        ports
+            .into_iter()
+            .map(|it| {
+                let (from, to) = ((it.host_address, it.host_port), it.container_port);
+                format!("{}:{} {to}/{}", from.0, from.1, it.protocol)
+            })
+            .collect::<Vec<_>>()
+    };
+    // As Docker 20.10 to 29 write them: `-p 90:80 -p 81 -p 192.168.1.11:53:53/udp --expose 8080`.
+    let found = read(json!({
+        "80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "90"}, {"HostIp": "::", "HostPort": "90"}],
+        "81/tcp": [{"HostIp": "0.0.0.0", "HostPort": "32768"}, {"HostIp": "::", "HostPort": "32769"}],
+        "53/udp": [{"HostIp": "192.168.1.11", "HostPort": "53"}],
+        "8080/tcp": null,
+        "36412/sctp": [{"HostIp": "0.0.0.0", "HostPort": "36412"}]}));
+    let wanted = ["0.0.0.0:90 80/tcp", "0.0.0.0:32768 81/tcp", "192.168.1.11:53 53/udp"];
+    assert_eq!(found, wanted);
+    // Every address in both forms, and what is no port at all.
+    let found = read(json!({
+        "80/tcp": [{"HostIp": "", "HostPort": "90"}, {"HostIp": "0.0.0.0", "HostPort": "90"},
+            {"HostIp": "fd00::1", "HostPort": "91"}, {"HostIp": "0.0.0.0", "HostPort": ""},
+            {"HostIp": "0.0.0.0", "HostPort": "0"}, {"HostPort": "92"}],
+        "x/tcp": [{"HostIp": "", "HostPort": "93"}], "81/tcp": []}));
+    assert_eq!(found, ["0.0.0.0:90 80/tcp", "0.0.0.0:92 80/tcp"]);
+    // A container that was stopped.
+    assert!(read(json!({})).is_empty() && read(Value::Null).is_empty());
 }
 
 #[tokio::test]

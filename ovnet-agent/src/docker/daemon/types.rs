@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 
 use super::{DRIVER, ID_OPTION};
+use crate::publish::PublishedPort;
 
 /// A network as Docker describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,7 +44,7 @@ impl DockerNetwork {
     }
 }
 
-/// What a container is called, and its endpoints.
+/// What a container is called, its endpoints, and the ports that lead to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerNames {
     /// Docker's id of it.
@@ -52,6 +53,9 @@ pub struct ContainerNames {
     pub name: String,
     /// Its endpoints.
     pub endpoints: Vec<EndpointNames>,
+    /// Its ports that are published over IPv4 as Docker has them now, those it chose itself too;
+    /// sorted. None while the container does not run.
+    pub ports: Vec<PublishedPort>,
 }
 
 /// What a container is called in one network.
@@ -73,7 +77,7 @@ pub enum Event {
         /// Docker's id of it.
         id: String,
     },
-    /// A container got an endpoint, started or has another name.
+    /// A container got or lost an endpoint, started or has another name.
     ContainerChanged {
         /// Docker's id of it.
         id: String,

@@ -166,9 +166,7 @@ impl Side for HostSide {
         Ok(())
     }
 
-    async fn name_endpoint(&self, id: &str, container: &str, names: Vec<String>) -> Result<()> {
-        let (id, container) = (id.to_owned(), container.to_owned());
-        let description = Description { id, names, container };
+    async fn describe_endpoint(&self, description: Description) -> Result<()> {
         let described = self.driver.wiring().describe_local(description).await?;
         // Gone in the meantime, and its names with it.
         let Some(LocalEndpoint { network, record, .. }) = described else { return Ok(()) };

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     consul::schema::{EndpointRecord, EndpointState, NetworkRecord, VERSION, format_mac, mac_of},
     docker::daemon::{ContainerNames, DRIVER, DockerNetwork, EndpointNames, Event, ID_OPTION},
+    reconcile::Description,
     state::{DockerEndpoint, LocalEndpoint},
 };
 
@@ -182,6 +183,7 @@ impl Fake {
             id: container.into(),
             name: format!("name-{container}"),
             endpoints: vec![endpoint],
+            ports: Vec::new(),
         };
         state.containers.insert(container.into(), names);
     }
@@ -383,13 +385,15 @@ impl Side for Fake {
         Ok(())
     }
 
-    async fn name_endpoint(&self, id: &str, container: &str, names: Vec<String>) -> Result<()> {
-        self.begin(id).await;
+    async fn describe_endpoint(&self, description: Description) -> Result<()> {
+        let Description { id, names, container, ports } = description;
+        self.begin(&id).await;
         let mut state = self.state();
-        let endpoint = state.endpoints.get_mut(id).ok_or_else(|| anyhow!("no endpoint {id}"))?;
+        let endpoint = state.endpoints.get_mut(&id).ok_or_else(|| anyhow!("no endpoint {id}"))?;
         endpoint.record.names = names;
         if let Some(docker) = &mut endpoint.docker {
-            docker.container = Some(container.to_owned());
+            docker.container = Some(container);
+            endpoint.ports = ports;
         }
         Ok(())
     }

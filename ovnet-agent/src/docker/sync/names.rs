@@ -1,6 +1,6 @@
-//! What containers are called. The plugin's calls do not tell; Docker's API does, but it does not
-//! describe a container while that container starts. So each container is asked about in a task
-//! of its own.
+//! What containers are called, and which ports Docker published for them. The plugin's calls do not
+//! tell, or not what Docker chose; Docker's API does, but it does not describe a container while
+//! that container starts. So each container is asked about in a task of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +23,8 @@ use super::{
 use crate::{
     consul::schema::check_name,
     docker::daemon::{ContainerNames, EndpointNames},
+    reconcile::Description,
+    state::LocalEndpoint,
 };
 
 /// How many questions may be open at once.
@@ -207,7 +209,7 @@ async fn look_around<A: Api, S: Side>(api: &A, side: &S, over: &mut Over) -> Aro
     around
 }
 
-/// Asks what a container is called, and says so where it is news.
+/// Asks what a container is called and what its ports are, and says so where it is news.
 async fn look_up<A: Api, S: Side>(
     api: &A,
     side: &S,
@@ -218,20 +220,23 @@ async fn look_up<A: Api, S: Side>(
     // A container without endpoints of ours is none of our business.
     let Some(found) = found? else { return Ok(()) };
     for endpoint in side.endpoints() {
-        let (record, Some(docker)) = (endpoint.record, endpoint.docker) else { continue };
+        let LocalEndpoint { record, docker: Some(docker), ports, .. } = endpoint else { continue };
         let Some(theirs) = found.endpoints.iter().find(|theirs| theirs.endpoint == record.id)
         else {
             continue;
         };
         let names = names(&found, theirs);
-        if docker.container.as_deref() == Some(&found.id) && record.names == names {
+        let container = &found.id;
+        let is_named = docker.container.as_ref() == Some(container) && record.names == names;
+        if is_named && ports == found.ports {
             continue;
         }
         if over.now() {
             break;
         }
-        tracing::debug!(endpoint = record.id, ?names, "an endpoint is called");
-        side.name_endpoint(&record.id, &found.id, names).await?;
+        let (id, container, ports) = (record.id, container.clone(), found.ports.clone());
+        tracing::debug!(endpoint = id, ?names, ?ports, "an endpoint is called");
+        side.describe_endpoint(Description { id, names, container, ports }).await?;
     }
     Ok(())
 }
@@ -257,7 +262,7 @@ mod tests {
     #[test]
     fn names_are_the_containers_own_its_aliases_and_its_short_id() {
         let container =
-            ContainerNames { id: "0123456789abcdef".into(), name: "t1".into(), endpoints: vec![] };
+            ContainerNames { id: "0123456789abcdef".into(), name: "t1".into(), ..<_>::default() };
         let aliases = ["web", "t1", "", "-x", "a b", "0123456789ab", "db"];
         let aliases = aliases.map(str::to_owned).to_vec();
         let endpoint = EndpointNames { aliases, ..EndpointNames::default() };

@@ -9,7 +9,7 @@ use anyhow::Result;
 use tokio::sync::{Notify, watch};
 
 pub use crate::consul::Publish;
-use crate::{consul::schema::NetworkRecord, state::LocalEndpoint};
+use crate::{consul::schema::NetworkRecord, reconcile::Description, state::LocalEndpoint};
 
 /// Consul's networks as last read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,12 +75,10 @@ pub trait Side: Clone + Send + Sync + 'static {
     fn endpoints(&self) -> Vec<LocalEndpoint>;
     /// Removes an endpoint that Docker has no more; idempotent.
     fn remove_endpoint(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
-    /// Says which container an endpoint belongs to and what it is called.
-    fn name_endpoint(
+    /// Says which container an endpoint belongs to, what it is called and which ports lead to it.
+    fn describe_endpoint(
         &self,
-        id: &str,
-        container: &str,
-        names: Vec<String>,
+        description: Description,
     ) -> impl Future<Output = Result<()>> + Send;
     /// Takes what stands in the way, one line each, for `ovnet status`: all there is now, none where
     /// all is well.

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     consul::schema::NetworkRecord,
     docker::daemon::DockerNetwork,
+    publish::{Protocol, PublishedPort},
     service::fake::{eventually, network},
 };
 
@@ -194,6 +195,36 @@ async fn names_are_learned_although_another_container_is_starting() {
     fake.state().containers.get_mut(&renamed).unwrap().name = "t1".into();
     fake.happens(changed(&renamed));
     eventually(|| names("0123456789abcdef") == ["t1", "web", "0123456789ab"]).await;
+}
+
+#[tokio::test]
+async fn ports_are_learned_and_those_that_moved_learned_anew() {
+    let fake = Fake::new(&[&net1()]);
+    let _running = start(&fake, NEVER);
+    eventually(|| fake.docker_names() == ["ov_net1"]).await;
+    let network = fake.state().bound.keys().next().unwrap().clone();
+    let port = |host_port| PublishedPort {
+        protocol: Protocol::Tcp,
+        host_address: Ipv4Addr::UNSPECIFIED,
+        host_port,
+        container_port: 80,
+    };
+    let ports = || fake.state().endpoints["endpoint-c1"].ports.clone();
+    let docker_has = |ports: &[PublishedPort]| {
+        fake.state().containers.get_mut("c1").unwrap().ports = ports.to_vec();
+    };
+    fake.start_container(&network, "c1", &[]);
+    docker_has(&[port(90), port(32768)]);
+    fake.happens(changed("c1"));
+    eventually(|| ports() == [port(90), port(32768)]).await;
+    // Nothing but the ports is news.
+    docker_has(&[port(90), port(32769)]);
+    fake.happens(changed("c1"));
+    eventually(|| ports() == [port(90), port(32769)]).await;
+    docker_has(&[]);
+    fake.happens(changed("c1"));
+    eventually(|| ports().is_empty()).await;
+    assert_eq!(fake.state().endpoints["endpoint-c1"].record.names, ["name-c1"]);
 }
 
 #[tokio::test]

@@ -62,13 +62,15 @@ impl Worker {
     /// Adds what was learned of an endpoint to its state, which is what is announced again where
     /// Consul loses it.
     pub(super) fn describe(&mut self, description: Description) -> Result<Option<LocalEndpoint>> {
-        let Description { id, names, container } = description;
+        let Description { id, names, container, ports } = description;
         let Some(mut endpoint) = self.shared.view().local.get(&id).cloned() else {
             return Ok(None);
         };
         endpoint.record.names = names;
         if let Some(docker) = &mut endpoint.docker {
             docker.container = Some(container);
+            // Those of our own sandboxes are asked for when they are attached.
+            endpoint.ports = ports;
         }
         self.state.store(&endpoint)?;
         self.own_records.added(&id);

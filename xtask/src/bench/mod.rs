@@ -1,0 +1,31 @@
+//! `cargo xtask bench`: what the project claims about its speed, measured next to what else does
+//! the same, in one lab and in turns.
+
+mod cpu;
+mod ports;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// From outside to a container's published port: ovnet, Docker's rules, docker-proxy.
+    Ports(ports::Args),
+}
+
+/// Carries out a verb of `cargo xtask bench`.
+///
+/// # Errors
+/// What failed; the lab is removed all the same.
+pub(crate) fn run(args: Args) -> Result<()> {
+    match args.what {
+        What::Ports(args) => ports::run(args),
+    }
+}
