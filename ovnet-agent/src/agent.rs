@@ -19,7 +19,7 @@ use crate::{
     activation, api,
     check::{self, CheckInput},
     cleanup,
-    config::{Arguments, Cleanup, Command, Config, Egress},
+    config::{Arguments, Cleanup, Command, Config, Egress, PortsPath},
     consul::{Announced, Consul, Lease, Pool, Watcher},
     datapath::{self, Datapath, LoadOptions},
     dns,
@@ -64,6 +64,9 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     let net = Net::open()?;
     // Looked at before anything is made: wrong input changes nothing.
     let uplink = net.uplink(&config.advertise).await?;
+    if config.gwbridge_subnet.is_some() && config.egress == Egress::On {
+        net.free_gwbridge_subnet(config.gwbridge_subnet).await?;
+    }
     datapath::require_bpffs(&config.folders.bpffs)?;
     let pool = Pool { subnet: config.default_pool, size: config.default_pool_size };
     ensure!(
@@ -89,7 +92,7 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
         bpffs: config.folders.bpffs.clone(),
         log: config.datapath_log,
         force_clsact: config.force_clsact,
-        conntrack_max: None,
+        conntrack_max: config.conntrack_max.entries(),
     })?;
     let (watcher, snapshots) = Watcher::spawn(consul.clone());
     let lease = Lease::spawn(consul.clone(), host_record(&node, &uplink, config.vxlan_port));
@@ -102,9 +105,18 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
         host_grace: config.host_grace,
         repair_interval: config.repair_interval,
         state_dir: config.folders.state_dir.clone(),
+        ports_by_bpf: config.ports == PortsPath::Bpf,
     };
-    let (reconciler, mut worker) =
-        Reconciler::new(options, consul.clone(), net.clone(), datapath, snapshots).await?;
+    let reservations = Reservations::default();
+    let (reconciler, mut worker) = Reconciler::new(
+        options,
+        consul.clone(),
+        net.clone(),
+        datapath,
+        snapshots,
+        reservations.clone(),
+    )
+    .await?;
     worker.start(&watcher, &lease).await?;
     tracing::info!(
         node, interface = uplink.link.name, vtep = %uplink.address, consul = consul.describe(),
@@ -118,11 +130,8 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     let records = ConsulRecords { consul, pool };
     let (gwbridge_sender, gwbridge) = tokio::sync::watch::channel(None);
     dns::spawn(config.dns, gwbridge, reconciler.clone(), net.clone(), stopping.clone());
-    let reservations = Reservations::default();
-    for line in reconciler.local().iter().flat_map(|it| reservations.hold(it)) {
-        tracing::warn!("{line}");
-    }
-    let wiring = HostWiring::new(reconciler, net, reservations, config.egress == Egress::On);
+    let egress = (config.egress == Egress::On).then_some(config.gwbridge_subnet);
+    let wiring = HostWiring::new(reconciler, net, reservations, egress);
     let service = Service::new(records, wiring, node, config.vxlan_port);
     service.set_announced(announced.clone());
     let orphans = tokio::spawn(release_orphans(service.clone(), announced));

@@ -200,6 +200,15 @@ pub struct Status {
     pub networks: usize,
     /// Endpoints on this host.
     pub local_endpoints: usize,
+    /// Ports of this host that lead to its endpoints.
+    #[serde(default)]
+    pub published_ports: usize,
+    /// Entries of published ports' flows, two per flow, at the last look.
+    #[serde(default)]
+    pub flow_entries: u64,
+    /// How many entries fit.
+    #[serde(default)]
+    pub flow_capacity: u64,
     /// Reconciliations that changed something since the agent started.
     pub repairs: u64,
     /// Records that could not be read, now.

@@ -155,6 +155,9 @@ pub(super) fn status(status: &Status) -> String {
         hosts,
         networks,
         local_endpoints,
+        published_ports,
+        flow_entries,
+        flow_capacity,
         repairs,
         unreadable_records,
         errors,
@@ -170,6 +173,7 @@ pub(super) fn status(status: &Status) -> String {
          Hosts: {hosts}\n\
          Networks: {networks}\n\
          Local endpoints: {local_endpoints}\n\
+         Published ports: {published_ports} (flow entries {flow_entries} of {flow_capacity})\n\
          Repairs: {repairs}\n\
          Unreadable records: {unreadable_records}\n"
     );

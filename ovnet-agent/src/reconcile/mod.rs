@@ -4,6 +4,7 @@
 //! meet. [`Reconciler`] is the handle the rest of the agent holds: it asks the task for changes and
 //! reads what the task last saw.
 
+mod flows;
 mod records;
 mod worker;
 mod xdp;
@@ -21,6 +22,7 @@ use ovnet_common::{
     verdict,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use worker::Ports;
 pub use worker::{Worker, host_record};
 
 use crate::{
@@ -29,7 +31,7 @@ use crate::{
     consul::{Consul, Snapshot},
     datapath::{Datapath, TcMode},
     net::{Net, SandboxOffloads, Uplink},
-    publish::PublishedPort,
+    publish::{PublishedPort, reserve::Reservations},
     state::{LocalEndpoint, StateFolder},
 };
 
@@ -55,6 +57,8 @@ pub struct Options {
     pub repair_interval: Duration,
     /// `--state-dir`.
     pub state_dir: PathBuf,
+    /// `--ports`: whether programs serve published ports.
+    pub ports_by_bpf: bool,
 }
 
 /// A request to the loop.
@@ -98,6 +102,7 @@ struct Shared {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     view: Mutex<View>,
     events: broadcast::Sender<DropEvent>,
+    flows: Arc<flows::Flows>,
 }
 
 /// The loop's view of this host after its last pass.
@@ -123,6 +128,7 @@ impl Reconciler {
         net: Net,
         mut datapath: Datapath,
         snapshots: watch::Receiver<Arc<Snapshot>>,
+        reservations: Reservations,
     ) -> Result<(Self, Worker)> {
         let state = StateFolder::open(&options.state_dir)?;
         let local: BTreeMap<String, LocalEndpoint> =
@@ -147,6 +153,8 @@ impl Reconciler {
         let uplink = net.uplink(&options.advertise).await?;
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
         crate::datapath::spawn_reader(&mut datapath, events.clone());
+        let (published, ports) = watch::channel(None);
+        let flows = flows::spawn(datapath.conntrack()?, ports);
         let (requests, incoming) = mpsc::channel(REQUEST_BACKLOG);
         let view = View {
             local,
@@ -165,8 +173,16 @@ impl Reconciler {
             snapshots,
             view: Mutex::new(view),
             events,
+            flows,
         });
-        let worker = Worker::new(Arc::clone(&shared), net, state, incoming, uplink);
+        let worker = Worker::new(
+            Arc::clone(&shared),
+            net,
+            state,
+            incoming,
+            uplink,
+            Ports::new(reservations, published),
+        );
         Ok((Self { requests, shared }, worker))
     }
 
@@ -243,6 +259,7 @@ impl Reconciler {
     /// What `ovnet status` shows.
     pub fn status(&self) -> Status {
         let (snapshot, view) = (self.snapshot(), self.shared.view().clone());
+        let (flow_entries, flow_capacity) = self.shared.flows.usage();
         let tc = match self.shared.datapath().tc_mode() {
             TcMode::Tcx => "tcx",
             TcMode::Clsact => "clsact",
@@ -261,6 +278,9 @@ impl Reconciler {
             hosts: snapshot.hosts.as_ref().map_or(0, BTreeMap::len),
             networks: snapshot.networks.as_ref().map_or(0, BTreeMap::len),
             local_endpoints: view.local.len(),
+            published_ports: view.local.values().map(|it| it.ports.len()).sum(),
+            flow_entries,
+            flow_capacity,
             repairs: view.repairs,
             unreadable_records: snapshot.unreadable,
             errors: view.errors.into_iter().chain(view.notes).collect(),

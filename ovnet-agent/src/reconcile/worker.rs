@@ -1,5 +1,6 @@
 //! The loop itself and one pass of it.
 
+mod ports;
 mod sandboxes;
 
 use std::{
@@ -12,6 +13,7 @@ use anyhow::{Result, anyhow};
 use ovnet_common::abi::unmapped;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub(in crate::reconcile) use self::ports::Ports;
 use super::{Request, Shared, records::OwnRecords, xdp};
 use crate::{
     apply::{Failure, apply},
@@ -20,7 +22,7 @@ use crate::{
         schema::{HostRecord, VERSION},
     },
     datapath::Tables,
-    desired::{Inputs, PortInputs, UplinkView, desired},
+    desired::{Inputs, UplinkView, desired},
     diff::{Actual, Op, diff},
     hosts::HostTable,
     net::{self, Net, Uplink},
@@ -42,6 +44,7 @@ pub struct Worker {
     /// What the maps hold: read whole at each repair, kept up to date by `apply` in between.
     tables: Tables,
     own_records: OwnRecords,
+    ports: Ports,
     waiting: Vec<Waiting>,
     /// The last pass's contradictions, so that each is logged once.
     contradictions: BTreeSet<String>,
@@ -69,6 +72,7 @@ impl Worker {
         state: StateFolder,
         requests: mpsc::Receiver<Request>,
         uplink: Uplink,
+        ports: Ports,
     ) -> Self {
         let hosts = HostTable::new(shared.options.host_grace);
         let own_records = OwnRecords::new(Arc::clone(&shared));
@@ -81,6 +85,7 @@ impl Worker {
             hosts,
             tables: Tables::default(),
             own_records,
+            ports,
             waiting: Vec::new(),
             contradictions: BTreeSet::new(),
             settled: false,
@@ -220,10 +225,16 @@ impl Worker {
         };
         let mut local = self.wired(&links).await?;
         self.find_inner_ends(&mut local).await;
+        self.find_gateways(&mut local, &links).await;
         self.follow_mtu(&local, &links, &mut notes).await;
         if whole {
             self.repair_sandboxes(&local, offloads, &mut notes).await;
+            self.repair_gateways(&local, &links, offloads, &mut notes).await;
         }
+        let links = if whole { self.net.links().await? } else { links };
+        // Before a port is published, so that what the programs leave to the kernel finds its way.
+        self.enforce_rules(&local, &links, whole, &mut notes).await;
+        let ports = self.port_inputs(&local, &links, xdp.map(|_| offloads)).await;
 
         let snapshot = self.shared.snapshots.borrow().clone();
         watcher.want_endpoints(local.iter().map(|(it, _)| it.network.id.clone()).collect());
@@ -249,7 +260,7 @@ impl Worker {
             hosts: usable.clone(),
             endpoints: snapshot.endpoints.clone(),
             local: local.clone(),
-            ports: PortInputs::default(),
+            ports,
         });
         self.log_contradictions(&desired.contradictions);
 
@@ -269,6 +280,7 @@ impl Worker {
             (apply(&mut datapath, &mut self.tables, ops), changed)
         };
         let failures = self.tolerate(failures, &mut notes);
+        self.ports.tell(&desired, whole);
         if changed || whole {
             let vteps = self.tables.hosts.keys().map(|vtep| unmapped(vtep).into()).collect();
             if let Err(error) = self.net.keep_neighbours(&vteps).await {

@@ -18,7 +18,7 @@ use crate::{
         claims::{Claim, Pool},
         schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
     },
-    net::{self, GWBRIDGE, GatewaySpec, LooseVeth, Net, VethSpec},
+    net::{self, GatewaySpec, LooseVeth, Net, VethSpec},
     publish::{
         PublishedPort,
         reserve::{Owner, Reservations},
@@ -124,13 +124,19 @@ pub struct HostWiring {
     pub net: Net,
     /// The ports of this host that are published.
     pub reservations: Reservations,
-    egress: bool,
+    egress: Option<Option<Ipv4Net>>,
     gateways: Gateways,
 }
 
 impl HostWiring {
-    /// This host's wiring; `egress` is whether sandboxes are given a way out.
-    pub fn new(reconciler: Reconciler, net: Net, reservations: Reservations, egress: bool) -> Self {
+    /// This host's wiring. `egress` is absent where sandboxes are given no way out, and else the
+    /// subnet asked for `ovnet_gwbridge`, if one was.
+    pub fn new(
+        reconciler: Reconciler,
+        net: Net,
+        reservations: Reservations,
+        egress: Option<Option<Ipv4Net>>,
+    ) -> Self {
         Self { reconciler, net, reservations, egress, gateways: Gateways::default() }
     }
 }
@@ -164,7 +170,7 @@ impl Wiring for HostWiring {
     }
 
     fn egress(&self) -> bool {
-        self.egress
+        self.egress.is_some()
     }
 
     async fn has_default_route(&self, netns: &Path) -> Result<bool> {
@@ -195,9 +201,9 @@ impl Wiring for HostWiring {
     }
 
     async fn create_gateway(&self, netns: &Path, host_ifname: &str) -> Result<GatewayPort> {
-        let bridge = self.net.gwbridge(GWBRIDGE).await?.with_context(|| {
-            format!("there is no bridge {GWBRIDGE} with an address: the agent makes it, try again")
-        })?;
+        // Made with the first sandbox that needs it: a host with Docker alone has no use for one.
+        let subnet = self.net.free_gwbridge_subnet(self.egress.flatten()).await?;
+        let bridge = self.net.ensure_gwbridge(subnet, self.uplink_mtu()).await?;
         let (address, mac) = self.gateways.take(bridge.address, || self.local())?;
         let spec = GatewaySpec {
             bridge: bridge.name,

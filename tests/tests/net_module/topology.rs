@@ -88,10 +88,7 @@ pub(crate) fn rules(ports: &[(Protocol, u16, u16)]) -> Rules {
     });
     Rules {
         vxlan_port: 4789,
-        egress: Some(Egress {
-            bridge: GWBRIDGE.into(),
-            subnet: "172.18.0.0/16".parse().unwrap(),
-        }),
+        egress: Some(Egress { bridge: GWBRIDGE.into(), subnet: "172.18.0.0/16".parse().unwrap() }),
         mappings: mappings.collect(),
     }
 }

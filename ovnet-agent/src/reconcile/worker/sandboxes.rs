@@ -88,6 +88,7 @@ impl Worker {
         if let Err(error) = self.state.remove(&record.id) {
             tracing::warn!(error = format!("{error:#}"), "the endpoint's state stays behind");
         }
+        self.ports.reservations.release(&record.id);
         self.own_records.release(network, record);
     }
 
