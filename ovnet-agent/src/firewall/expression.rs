@@ -13,6 +13,12 @@ use nftables::{
 
 type Words = Expression<'static>;
 
+/// Whether any of these bits is set, as of connection tracking's state and status: `==` would ask for
+/// these and no others.
+pub(super) fn has(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
+    Statement::Match(Match { left, right, op: Operator::IN })
+}
+
 /// `left right`
 pub(super) fn is(left: Words, right: Words) -> Statement<'static> {
     Statement::Match(Match { left, right, op: Operator::EQ })

@@ -90,6 +90,12 @@ impl Net {
         Ok(Gwbridge { index, name: GWBRIDGE.into(), mac, address })
     }
 
+    /// Makes an interface of this host forward the IPv4 packets that come by it, as the answers to
+    /// what sandboxes send out. Idempotent.
+    pub async fn forward(&self, ifname: &str) -> Result<()> {
+        self.space().forward_ipv4(ifname).await
+    }
+
     /// A bridge of this host with its first global IPv4 address; `None` where there is no bridge of
     /// that name, or it has no address.
     pub async fn gwbridge(&self, name: &str) -> Result<Option<Gwbridge>> {

@@ -109,6 +109,9 @@ impl Worker {
             Ok(bridge) => bridge,
             Err(error) => return notes.push(format!("{error:#}")),
         };
+        if let Err(error) = self.net.forward(&self.uplink.link.name).await {
+            notes.push(format!("{error:#}"));
+        }
         for (gateway, endpoint) in own.into_values() {
             let address = bridge.address.addr();
             let repaired = self
