@@ -95,6 +95,9 @@ pub fn desired(inputs: &Inputs) -> Desired {
         source_port_min: inputs.source_ports.0,
         source_port_max: inputs.source_ports.1,
         published: 0,
+        gwbridge_ifindex: inputs.ports.gwbridge.map_or(0, |(ifindex, _)| ifindex),
+        gwbridge_mac: inputs.ports.gwbridge.map_or([0; 6], |(_, mac)| mac),
+        reserved: 0,
     };
     let hosts = inputs.hosts.clone().unwrap_or_default();
     desired.authority.hosts = inputs.hosts.is_some();

@@ -154,6 +154,12 @@ pub struct HostConfig {
     pub source_port_max: u16,
     /// Whether any port is published: 1, or 0, and then nothing is looked up for one.
     pub published: u16,
+    /// ifindex of `ovnet_gwbridge`, 0 while there is none.
+    pub gwbridge_ifindex: u32,
+    /// Its MAC.
+    pub gwbridge_mac: Mac,
+    /// Zero.
+    pub reserved: u16,
 }
 
 /// Value of `HOSTS`.
@@ -289,7 +295,7 @@ pub const fn unmapped(address: &Address) -> [u8; 4] {
 
 const _: () = {
     use core::mem::size_of;
-    assert!(size_of::<HostConfig>() == 28);
+    assert!(size_of::<HostConfig>() == 40);
     assert!(size_of::<HostValue>() == 4);
     assert!(size_of::<NetworkValue>() == 28);
     assert!(size_of::<EndpointKey>() == 20);

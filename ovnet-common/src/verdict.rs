@@ -25,6 +25,8 @@ pub enum Verdict {
     Publish(u32),
     /// Translated back to the address and port the client knows; leaves by this ifindex.
     Return(u32),
+    /// Given to the gwbridge itself, this ifindex, for the host to route.
+    Egress(u32),
     /// Of a published port, but left to the kernel's own NAT for the reason given.
     Kernel(KernelReason),
     /// Dropped.
@@ -42,6 +44,7 @@ impl Verdict {
             Self::Answer(answer, _) => answer as u8,
             Self::Publish(_) => 5,
             Self::Return(_) => 6,
+            Self::Egress(_) => 7,
             Self::Kernel(reason) => reason as u8,
             Self::Slow(reason, _) => reason as u8,
             Self::Drop(reason) => reason as u8,
@@ -204,6 +207,7 @@ pub fn label(code: u8) -> Option<&'static str> {
         2 => Some("encapsulate"),
         5 => Some("publish"),
         6 => Some("return"),
+        7 => Some("egress"),
         _ => {
             let answers = Answer::ALL.iter().map(|it| (*it as u8, it.label()));
             let slow = SlowReason::ALL.iter().map(|it| (*it as u8, it.label()));

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::generated::{
         bpf_redirect, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_load_bytes,
     },
@@ -60,6 +60,10 @@ pub(crate) fn tc(ctx: &TcContext, program: Program, handle: fn(&TcContext) -> Ve
             // SAFETY: the helper only notes the target for after our return.
             unsafe { bpf_redirect(to, 0) as i32 }
         }
+        Verdict::Egress(to) => {
+            // SAFETY: as above.
+            unsafe { bpf_redirect(to, u64::from(BPF_F_INGRESS)) as i32 }
+        }
         Verdict::Drop(reason) => {
             info!(ctx, "{} on {}: dropped, reason {}", program.name(), ifindex, reason as u8);
             if let Some(now) = maps::may_report(program, reason as u8) {
@@ -108,6 +112,7 @@ pub(crate) fn xdp(ctx: &XdpContext, program: Program, handle: fn(&XdpContext) ->
         | Verdict::Encapsulate(_)
         | Verdict::Slow(..)
         | Verdict::Return(_)
+        | Verdict::Egress(_)
         | Verdict::Answer(..) => xdp_action::XDP_PASS,
     }
 }

@@ -26,6 +26,31 @@ use crate::{
 /// Decides about a packet that came in by a port of a gwbridge.
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+    match answer(ctx) {
+        Verdict::Pass => egress(ctx),
+        decided => decided,
+    }
+}
+
+/// Gives what is for our own bridge to route to the bridge itself. By its port the packet would meet
+/// br_netfilter where that is on, which translates it there and then, finds the container in the
+/// same bridge, and sends it from port to port, where the isolation of the ports ends it.
+#[inline(always)]
+fn egress(ctx: &TcContext) -> Verdict {
+    let Some(config) = maps::config() else { return Verdict::Pass };
+    let is_for_bridge = config.gwbridge_ifindex != 0
+        && Frame::tc(ctx).read(ethernet::DESTINATION) == Some(config.gwbridge_mac)
+        && Frame::tc(ctx).read(ethernet::TYPE) == Some(ethernet::IPV4.to_be_bytes());
+    if is_for_bridge && !is_tagged(ctx) {
+        Verdict::Egress(config.gwbridge_ifindex)
+    } else {
+        Verdict::Pass
+    }
+}
+
+/// Translates an answer of a published port; everything else passes.
+#[inline(always)]
+fn answer(ctx: &TcContext) -> Verdict {
     // SAFETY: the context is the one the kernel gave us.
     let protocol = unsafe { (*ctx.skb.skb).protocol };
     if protocol != u32::from(ethernet::IPV4.to_be()) || is_tagged(ctx) {

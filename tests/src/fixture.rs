@@ -141,6 +141,9 @@ pub fn world() -> Tables {
             source_port_min: SOURCE_PORT_MIN,
             source_port_max: SOURCE_PORT_MAX,
             published: 0,
+            gwbridge_ifindex: 0,
+            gwbridge_mac: [0; 6],
+            reserved: 0,
         },
         ..Tables::default()
     };

@@ -20,6 +20,8 @@ use crate::{
 pub struct PortInputs {
     /// Whether programs serve published ports (`--ports bpf`).
     pub fast: bool,
+    /// `ovnet_gwbridge`, where there is one: ifindex and MAC.
+    pub gwbridge: Option<(u32, [u8; 6])>,
     /// The addresses of this host that a port published on every address is reached by.
     pub addresses: Vec<Ipv4Addr>,
     /// The gwbridges' ports that are there, by name.
@@ -41,13 +43,20 @@ pub struct GatewayLink {
 
 /// Enters the published ports of the local endpoints.
 pub(super) fn enter(desired: &mut Desired, inputs: &PortInputs, local: &[(LocalEndpoint, u32)]) {
-    if !inputs.fast {
-        return;
-    }
     for (endpoint, _) in local {
         let Some(gateway) = &endpoint.gateway else { continue };
         let Some(link) = inputs.gateways.get(&gateway.host_ifname) else { continue };
-        if endpoint.network.internal || endpoint.ports.is_empty() {
+        let publishes = inputs.fast && !endpoint.network.internal && !endpoint.ports.is_empty();
+        // Docker's containers go out as Docker has them do, unless they publish something.
+        if publishes || endpoint.docker.is_none() {
+            desired.attachments.insert(Attachment {
+                program: Program::FromGwbridge,
+                ifindex: link.ifindex,
+                interface: gateway.host_ifname.clone(),
+                xdp: None,
+            });
+        }
+        if !publishes {
             continue;
         }
         let Ok(mac) = parse_mac(&gateway.mac) else {
@@ -55,12 +64,6 @@ pub(super) fn enter(desired: &mut Desired, inputs: &PortInputs, local: &[(LocalE
             desired.contradictions.push(format!("the gateway port {name} has no MAC address"));
             continue;
         };
-        desired.attachments.insert(Attachment {
-            program: Program::FromGwbridge,
-            ifindex: link.ifindex,
-            interface: gateway.host_ifname.clone(),
-            xdp: None,
-        });
         for port in &endpoint.ports {
             publish(desired, inputs, port, value(port, gateway, link, mac));
         }
@@ -123,6 +126,7 @@ mod tests {
         };
         PortInputs {
             fast: true,
+            gwbridge: None,
             addresses: vec![[192, 168, 1, 11].into(), [10, 9, 9, 9].into()],
             gateways: BTreeMap::from([("ovnetg1".into(), link)]),
         }
@@ -180,7 +184,7 @@ mod tests {
         let unused = |inputs: &PortInputs, endpoint| {
             let desired = entered(inputs, &[endpoint]);
             desired.tables.published.is_empty()
-                && desired.attachments.is_empty()
+                && desired.attachments.len() <= 1
                 && desired.tables.config.published == 0
         };
         assert!(unused(&PortInputs { fast: false, ..inputs() }, endpoint(&ports)));

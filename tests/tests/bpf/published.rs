@@ -502,7 +502,7 @@ fn limits() -> Vec<Scenario> {
             steps: vec![Step::stays(program, UPLINK, from_client(&options, &syn), Pass)],
         },
         Scenario {
-            name: "ordinary egress is the bridge's",
+            name: "ordinary egress of Docker's containers is the bridge's",
             steps: vec![tcp_back(program, SYN, b"").left(Pass)],
         },
     ]
@@ -517,6 +517,26 @@ fn packets_of_published_ports_are_translated() {
                 step.check(bench, &format!("{name}, step {number}"));
             }
         }
+    });
+}
+
+/// Past the bridge's own port, where br_netfilter would have it.
+#[test]
+fn what_is_for_the_bridge_to_route_is_given_to_it() {
+    bench("what_is_for_the_bridge_to_route_is_given_to_it", |bench| {
+        const BRIDGE: u32 = UPLINK;
+        let mut tables = world();
+        (tables.config.gwbridge_ifindex, tables.config.gwbridge_mac) = (BRIDGE, GWBRIDGE.mac);
+        bench.set_tables(&tables);
+        let ip = Ipv4::new(SANDBOX.address, CLIENT.address, TCP);
+        let syn = segment(ip.source, ip.destination, (1, 443), SYN, &[], b"");
+        let program = Program::FromGwbridge;
+        let step = |packet, verdict| Step::stays(program, GATEWAY_PORT, packet, verdict);
+        step(from_sandbox(&ip, &syn), Verdict::Egress(BRIDGE)).check(bench, "to the bridge");
+        let beside = ethernet(CONTAINER_A2.mac, SANDBOX.mac, IPV4, &ip.build(&syn));
+        step(beside, Pass).check(bench, "to a neighbour, whom the bridge keeps apart");
+        let request = ethernet(GWBRIDGE.mac, SANDBOX.mac, ARP, &arp(1, SANDBOX, GWBRIDGE));
+        step(request, Pass).check(bench, "ARP");
     });
 }
 

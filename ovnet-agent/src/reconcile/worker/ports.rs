@@ -134,14 +134,13 @@ impl Worker {
     ) -> PortInputs {
         let mut inputs =
             PortInputs { fast: self.shared.options.ports_by_bpf, ..PortInputs::default() };
-        if !inputs.fast {
-            return inputs;
-        }
+        let own = links.iter().find(|link| link.name == GWBRIDGE);
+        inputs.gwbridge = own.map(|link| (link.index, link.mac));
         let up = links.iter().filter(|link| link.up && !link.loopback);
         inputs.addresses =
             up.flat_map(|link| link.addresses.iter().map(Ipv4Net::addr)).collect::<Vec<Ipv4Addr>>();
         let mut offloads = BTreeMap::new();
-        for (endpoint, _) in local.iter().filter(|(it, _)| !it.ports.is_empty()) {
+        for (endpoint, _) in local {
             let Some(gateway) = &endpoint.gateway else { continue };
             let name = &gateway.host_ifname;
             let link = links.iter().find(|link| link.name == *name);
