@@ -14,6 +14,8 @@
 mod hosts;
 #[path = "net_agent/names.rs"]
 mod names;
+#[path = "net_agent/ports.rs"]
+mod ports;
 #[path = "net_agent/requests.rs"]
 mod requests;
 #[path = "net_agent/survives.rs"]

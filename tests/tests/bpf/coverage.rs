@@ -107,8 +107,7 @@ fn possible(program: Program) -> Vec<u8> {
         Program::FromGwbridge => {
             use KernelReason::*;
             let kernel = [Fragment, TimeExceeded, TooLong].map(|it| it as u8);
-            let more =
-                [Verdict::Pass.code(), Verdict::Return(0).code(), Verdict::Egress(0).code()];
+            let more = [Verdict::Pass.code(), Verdict::Return(0).code(), Verdict::Egress(0).code()];
             kernel.into_iter().chain(more).collect()
         }
     };
