@@ -225,6 +225,6 @@ fn bridge_info(message: &LinkMessage) -> &[InfoBridge] {
 }
 
 fn has_mac(message: &LinkMessage, mac: [u8; 6]) -> bool {
-    let is = |attribute| matches!(attribute, &LinkAttribute::Address(ref bytes) if *bytes == mac);
-    message.attributes.iter().any(is)
+    let mut attributes = message.attributes.iter();
+    attributes.any(|attribute| matches!(attribute, LinkAttribute::Address(bytes) if *bytes == mac))
 }
