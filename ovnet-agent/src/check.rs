@@ -14,7 +14,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::{
     config::Dns,
-    docker,
+    docker, firewall,
     net::{EXTERNAL, Net, Uplink, native_xdp_keeps_offloads},
 };
 
@@ -94,6 +94,7 @@ pub async fn rows(
     }
     rows.push(vxlan_port(&net, input.vxlan_port).await?);
     rows.push(forwarding(&net).await);
+    rows.push(firewall::row().await);
     rows.extend(docker::setup::row(&net, input.dns).await);
     rows.push(match tokio::time::timeout(CONSUL, consul).await {
         Ok(Ok(())) => ok("Consul", input.consul.clone()),

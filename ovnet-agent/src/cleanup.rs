@@ -1,8 +1,8 @@
 //! `ovnet-agent cleanup`: takes away everything the agent made on this host (invariant 9).
 //!
-//! Only what is certainly the agent's goes: its records in Consul, links named `ovnet*`, the pins
-//! under `<bpffs>/v<ABI>/`, the files of the state folder, the socket. A folder given by mistake
-//! loses nothing else.
+//! Only what is certainly the agent's goes: its records in Consul, links named `ovnet*`, the table
+//! `ip ovnet` and the rules of iptables with its name as comment, the pins under `<bpffs>/v<ABI>/`,
+//! the files of the state folder, the socket. A folder given by mistake loses nothing else.
 
 use std::{
     collections::BTreeSet,
@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     api::socket,
     datapath,
+    firewall::{self, Firewall},
     net::Net,
     service::{Records, one_line},
 };
@@ -36,7 +37,7 @@ pub struct Places {
     pub plugin: PathBuf,
 }
 
-/// The links of this host, as far as cleaning up needs them.
+/// The links and packet filters of this host, as far as cleaning up needs them.
 pub trait Links {
     /// Names of all links.
     fn names(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
@@ -45,6 +46,8 @@ pub trait Links {
     /// Takes our programs off interfaces that are not ours, where no pin keeps them: clsact
     /// filters. Returns the interfaces.
     fn unhook(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
+    /// Deletes our table of nftables and our rules in others' chains. Returns which there were.
+    fn unfilter(&self) -> impl Future<Output = Result<Vec<&'static str>>> + Send;
 }
 
 /// This host's own records in Consul.
@@ -105,6 +108,15 @@ pub async fn run(
                     Ok(()) => done.removed("link", name)?,
                     Err(error) => done.failed(error),
                 }
+            }
+        }
+        Err(error) => done.failed(error),
+    }
+    // After the bridge, which it keeps from leading to this host's loopback.
+    match links.unfilter().await {
+        Ok(filters) => {
+            for filter in filters {
+                done.removed("rules", filter)?;
             }
         }
         Err(error) => done.failed(error),
@@ -260,6 +272,19 @@ impl Links for HostLinks {
         let unhooked = links.into_iter().map(|name| Ok((datapath::unhook(&name)?, name)));
         let unhooked: Result<Vec<(bool, String)>> = unhooked.collect();
         Ok(unhooked?.into_iter().filter_map(|(was, name)| was.then_some(name)).collect())
+    }
+
+    async fn unfilter(&self) -> Result<Vec<&'static str>> {
+        let mut filters = Vec::new();
+        let firewall = Firewall::default();
+        if firewall.exists().await? {
+            firewall.remove().await?;
+            filters.push("nftables ip ovnet");
+        }
+        if firewall::withdraw().await? {
+            filters.push("of ovnet in iptables");
+        }
+        Ok(filters)
     }
 }
 

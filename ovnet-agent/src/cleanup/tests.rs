@@ -32,6 +32,10 @@ impl Links for FakeLinks {
     async fn unhook(&self) -> Result<Vec<String>> {
         Ok(vec![])
     }
+
+    async fn unfilter(&self) -> Result<Vec<&'static str>> {
+        Ok(vec![])
+    }
 }
 
 struct NoRecords(Result<Vec<String>, &'static str>);

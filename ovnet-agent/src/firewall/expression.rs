@@ -13,12 +13,6 @@ use nftables::{
 
 type Words = Expression<'static>;
 
-/// Whether any of these bits is set, as of connection tracking's state and status: `==` would ask for
-/// these and no others.
-pub(super) fn has(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
-    Statement::Match(Match { left, right, op: Operator::IN })
-}
-
 /// `left right`
 pub(super) fn is(left: Words, right: Words) -> Statement<'static> {
     Statement::Match(Match { left, right, op: Operator::EQ })
@@ -27,6 +21,16 @@ pub(super) fn is(left: Words, right: Words) -> Statement<'static> {
 /// `left != right`
 pub(super) fn is_not(left: Words, right: Words) -> Statement<'static> {
     Statement::Match(Match { left, right, op: Operator::NEQ })
+}
+
+/// `ct state`, `ct status`: any of these flags is set. As `is` it would be that no other is.
+pub(super) fn has(key: &'static str, flags: &[&'static str]) -> Statement<'static> {
+    let left = Expression::Named(NamedExpression::CT(CT { key: key.into(), ..CT::default() }));
+    let right = match flags {
+        [one] => text(one),
+        several => Expression::List(several.iter().copied().map(text).collect()),
+    };
+    Statement::Match(Match { left, right, op: Operator::IN })
 }
 
 /// `left & (of) != value`
@@ -56,16 +60,6 @@ pub(super) fn payload(protocol: &'static str, field: &'static str) -> Words {
 /// `ip daddr`
 pub(super) fn daddr() -> Words {
     payload("ip", "daddr")
-}
-
-/// `ct state`, `ct status`
-pub(super) fn tracked(key: &'static str) -> Words {
-    Expression::Named(NamedExpression::CT(CT { key: key.into(), ..CT::default() }))
-}
-
-/// Any of several flags.
-pub(super) fn either(flags: [&'static str; 2]) -> Words {
-    Expression::List(flags.map(text).to_vec())
 }
 
 /// A name.

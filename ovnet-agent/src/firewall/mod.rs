@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 pub use docker::{accept_forwarding, withdraw};
 pub use ruleset::{Egress, Mapping, Rules, batch};
 
+use crate::check::{Level, Row};
 use ruleset::TABLE;
 
 /// The table `ip ovnet` of the network namespace of the thread that calls. Cheap to clone.
@@ -59,6 +60,24 @@ impl Firewall {
     /// Whether this host has the program `nft`, which all of this needs.
     pub fn available() -> bool {
         program::find("nft").is_some()
+    }
+}
+
+/// The row of `ovnet-agent check`. The overlay itself needs no rules, so this never fails.
+pub async fn row() -> Row {
+    const FOR: &str = "for --egress on and for published ports where BPF passes a packet on";
+    let row = |level, value: String, advice: String| Row { item: "nftables", value, level, advice };
+    if !Firewall::available() {
+        return row(Level::Warn, "no program nft".into(), format!("install nftables: it is {FOR}"));
+    }
+    match program::run("nft", &["--version"], &[]).await {
+        Ok(said) if said.good => {
+            // As `nftables v1.0.6 (Lester Gooch #5)`.
+            let version = said.output.split(' ').nth(1).unwrap_or_default().trim().to_owned();
+            row(Level::Ok, version, String::new())
+        }
+        Ok(said) => row(Level::Warn, "nft fails".into(), format!("it is {FOR}: {}", said.error)),
+        Err(error) => row(Level::Warn, "nft fails".into(), format!("it is {FOR}: {error:#}")),
     }
 }
 

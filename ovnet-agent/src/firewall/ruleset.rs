@@ -11,8 +11,8 @@ use nftables::{
 };
 
 use super::expression::{
-    address, bits_are_not, daddr, destination_is_local, either, has, iifname, in_net, is, is_not,
-    oifname, payload, port, text, tracked,
+    address, bits_are_not, daddr, destination_is_local, has, iifname, in_net, is, is_not, oifname,
+    payload, port, text,
 };
 use crate::publish::Protocol;
 
@@ -162,7 +162,7 @@ fn rules(rules: &Rules) -> Vec<NfListObject<'static>> {
     all.push(rule(
         "guard",
         "masqueraded, a sandbox would speak VXLAN as this host",
-        [has(tracked("status"), text("snat")), is(payload("udp", "dport"), port(rules.vxlan_port))],
+        [has("status", &["snat"]), is(payload("udp", "dport"), port(rules.vxlan_port))],
         Statement::Drop(None),
     ));
     all
@@ -234,7 +234,7 @@ fn way_out(bridge: &str, subnet: Ipv4Net) -> Vec<NfListObject<'static>> {
     let comes = || is(iifname(), text(bridge));
     let goes = || is(oifname(), text(bridge));
     let from = |net| is(payload("ip", "saddr"), in_net(net));
-    let translated = || has(tracked("status"), text("dnat"));
+    let translated = || has("status", &["dnat"]);
     let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
     let accept = || Statement::Accept(None);
     let drop = || Statement::Drop(None);
@@ -259,12 +259,7 @@ fn way_out(bridge: &str, subnet: Ipv4Net) -> Vec<NfListObject<'static>> {
             accept(),
         ),
         rule("forward", "sandbox to sandbox", [comes(), goes()], drop()),
-        rule(
-            "forward",
-            "answers",
-            [goes(), has(tracked("state"), either(["established", "related"]))],
-            accept(),
-        ),
+        rule("forward", "answers", [goes(), has("state", &["established", "related"])], accept()),
         rule("forward", "published ports", [goes(), translated()], accept()),
         rule("forward", "nothing else comes in", [goes()], drop()),
         rule("postrouting", "out", [from(subnet), is_not(oifname(), text(bridge))], masquerade()),

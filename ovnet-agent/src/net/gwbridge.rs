@@ -90,12 +90,6 @@ impl Net {
         Ok(Gwbridge { index, name: GWBRIDGE.into(), mac, address })
     }
 
-    /// Makes an interface of this host forward the IPv4 packets that come by it, as the answers to
-    /// what sandboxes send out. Idempotent.
-    pub async fn forward(&self, ifname: &str) -> Result<()> {
-        self.space().forward_ipv4(ifname).await
-    }
-
     /// A bridge of this host with its first global IPv4 address; `None` where there is no bridge of
     /// that name, or it has no address.
     pub async fn gwbridge(&self, name: &str) -> Result<Option<Gwbridge>> {
@@ -231,6 +225,6 @@ fn bridge_info(message: &LinkMessage) -> &[InfoBridge] {
 }
 
 fn has_mac(message: &LinkMessage, mac: [u8; 6]) -> bool {
-    let is = |attribute| matches!(attribute, &LinkAttribute::Address(ref bytes) if *bytes == mac);
-    message.attributes.iter().any(is)
+    let mut attributes = message.attributes.iter();
+    attributes.any(|attribute| matches!(attribute, LinkAttribute::Address(bytes) if *bytes == mac))
 }

@@ -204,7 +204,7 @@ impl Wiring for HostWiring {
         // Made with the first sandbox that needs it: a host with Docker alone has no use for one.
         let subnet = self.net.free_gwbridge_subnet(self.egress.flatten()).await?;
         let bridge = self.net.ensure_gwbridge(subnet, self.uplink_mtu()).await?;
-        self.net.forward(&self.reconciler.uplink().link.name).await?;
+        self.net.forward_ipv4(&self.reconciler.uplink().link.name).await?;
         let (address, mac) = self.gateways.take(bridge.address, || self.local())?;
         let spec = GatewaySpec {
             bridge: bridge.name,

@@ -19,7 +19,8 @@ use ovnet_agent::publish::Protocol::{Tcp, Udp};
 use super::{
     host::Sandbox,
     topology::{
-        FIRST, GATEWAY, HOST, OUTSIDE, ask, counted, rules, serve_tcp, serve_udp, with_sandboxes,
+        FIRST, GATEWAY, HOST, OUTSIDE, ask, bridges_ask_iptables, counted, rules, serve_tcp,
+        serve_udp, with_sandboxes,
     },
 };
 
@@ -48,8 +49,20 @@ fn a_published_port_is_reached_from_everywhere() {
         }
         let route = it.second.ip("route get 192.168.1.11");
         assert!(route.contains("via 172.18.0.1") && !route.contains("redirect"), "{route}");
-        // By another 127.0.0.0/8 address of this host too, and nobody by one from outside.
+        // By another 127.0.0.0/8 address of this host too.
         assert_eq!(ask(None, Tcp, [127, 0, 0, 9], 90), Some(GATEWAY));
+
+        // With br_netfilter the bridge itself translates what comes by its ports, and then has to
+        // lead it from one isolated port to another or back: the rules alone cannot serve
+        // sandboxes of this host there. Whoever comes by another interface is served.
+        if bridges_ask_iptables(true) {
+            for (protocol, port) in [(Tcp, 90), (Udp, 1053)] {
+                for (who, place, to, seen) in ways {
+                    let seen = (!["itself", "the neighbour"].contains(&who)).then_some(seen);
+                    assert_eq!(ask(place, protocol, to, port), seen, "{who}, {protocol}");
+                }
+            }
+        }
     });
 }
 

@@ -62,6 +62,7 @@ impl Topology {
         net.create_veth(&uplink).await.unwrap();
         ip("address add 192.168.1.11/24 dev uplink");
         net.forward_ipv4("uplink").await.unwrap();
+        bridges_ask_iptables(false);
         net.ensure_gwbridge("172.18.0.0/16".parse().unwrap(), 1450).await.unwrap();
         net.create_gateway_port(&gateway_spec(&first)).await.unwrap();
         let other = GatewaySpec {
@@ -73,6 +74,13 @@ impl Topology {
         net.create_gateway_port(&other).await.unwrap();
         Self { firewall: Firewall::default(), outside, first, second }
     }
+}
+
+/// Whether what passes a bridge of the host is shown to the tables of IPv4 already there, by the
+/// module br_netfilter; false where the machine has it not loaded, and so nothing to set.
+pub(crate) fn bridges_ask_iptables(on: bool) -> bool {
+    let setting = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    std::fs::write(setting, if on { "1" } else { "0" }).is_ok()
 }
 
 /// Rules with these published ports of the first sandbox on every address of the host.

@@ -109,7 +109,7 @@ impl Worker {
             Ok(bridge) => bridge,
             Err(error) => return notes.push(format!("{error:#}")),
         };
-        if let Err(error) = self.net.forward(&self.uplink.link.name).await {
+        if let Err(error) = self.net.forward_ipv4(&self.uplink.link.name).await {
             notes.push(format!("{error:#}"));
         }
         for (gateway, endpoint) in own.into_values() {
