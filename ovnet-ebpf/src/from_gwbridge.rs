@@ -27,7 +27,12 @@ use crate::{
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     match answer(ctx) {
-        Verdict::Pass => egress(ctx),
+        // What is left to the kernel goes the same way as all egress: a datagram's fragments must
+        // meet again.
+        left @ (Verdict::Pass | Verdict::Kernel(_)) => match egress(ctx) {
+            Verdict::Pass => left,
+            egress => egress,
+        },
         decided => decided,
     }
 }

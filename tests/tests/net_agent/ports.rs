@@ -177,7 +177,7 @@ fn check(cluster: &Cluster, way: &Way, protocol: &str, xdp: bool) {
 /// Three fragments each way.
 fn large_datagrams(cluster: &Cluster, steps: &Steps) {
     steps.begin("fragmented datagrams");
-    for from in [CLIENT, "docker02/t3", "docker01/t2", "docker01"] {
+    for from in [CLIENT, "docker02", "docker02/t3", "docker01/t2", "docker01"] {
         let seen = ask_by_datagram(cluster, from, HOST, 4000);
         seen.unwrap_or_else(|error| panic!("from {from}: {error:#}"));
     }
@@ -238,8 +238,8 @@ fn connections_outlive_the_agent(cluster: &Cluster, steps: &Steps) {
     steps.begin("the agent is killed and started again under an open connection");
     let mut stream = connect(cluster, CLIENT, HOST).unwrap();
     ask(&mut stream).unwrap();
-    cluster.stop_agent("docker01", Signal::SIGKILL);
     let counters = Counters::now(&cluster.lab);
+    cluster.stop_agent("docker01", Signal::SIGKILL);
     ask(&mut stream).unwrap();
     ask(&mut connect(cluster, CLIENT, HOST).unwrap()).unwrap();
     cluster.start_agent("docker01");
