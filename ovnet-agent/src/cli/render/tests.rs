@@ -172,6 +172,7 @@ fn the_status_is_told() {
          Hosts: 3\n\
          Networks: 1\n\
          Local endpoints: 2\n\
+         Published ports: 2 (flow entries 6 of 65536)\n\
          Repairs: 4\n\
          Unreadable records: 0\n\
          Errors: none\n"
