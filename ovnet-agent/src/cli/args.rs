@@ -141,7 +141,7 @@ pub struct AttachArgs {
     /// Name of the interface inside; the first free `eth<N>` where absent.
     #[arg(long, value_name = "NAME")]
     pub ifname: Option<String>,
-    /// Publish ports on this host: [[ADDRESS:][HOST_PORT]:]PORT[/tcp|/udp], each a range too.
+    /// Publish ports, as ADDRESS:HOST_PORT:PORT/udp: all but PORT may be absent, both may be ranges.
     #[arg(short, long, value_name = "SPEC")]
     pub publish: Vec<String>,
     /// Publish every exposed port on a free port of this host.

@@ -91,6 +91,8 @@ impl<R: Records, W: Wiring> Service<R, W> {
         detach::of_one_sandbox(&found, || format!("have name or id {endpoint}"), "by id")?;
         let mut ports: Vec<_> = found.into_iter().flat_map(|it| it.ports.iter().copied()).collect();
         sort(&mut ports);
+        // Of a container that Docker has in several networks.
+        ports.dedup();
         Ok(ports)
     }
 }

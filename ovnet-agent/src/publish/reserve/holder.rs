@@ -23,6 +23,9 @@ pub(super) fn find((protocol, address, port): Key) -> Option<String> {
         .filter(|(local, _)| local.port() == port && overlaps(local.ip(), address))
         .map(|(_, inode)| inode)
         .collect();
+    if inodes.is_empty() {
+        return None;
+    }
     // Several processes may have it, as a server and its workers: the oldest is listed first.
     let process = all_processes().ok()?.flatten().find(|it| has_any(it, &inodes))?;
     let name = process.stat().ok()?.comm;

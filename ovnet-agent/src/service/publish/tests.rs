@@ -65,6 +65,8 @@ async fn ports_and_the_way_out_come_and_go_with_the_endpoint() {
     assert_eq!(service.local_endpoints(None), [view]);
     assert!(detach(&service, "t1", None).await.is_empty());
     assert_nothing(&fake);
+    // Nothing is sent to it any more when its way out goes.
+    assert!(fake.calls().ends_with(&["remove_local", "delete_gateway", "release_endpoint"]));
 }
 
 #[tokio::test]
