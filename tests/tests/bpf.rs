@@ -16,6 +16,7 @@ mod bpf {
     mod from_overlay;
     mod pins;
     mod published;
+    mod published_edges;
     mod published_rest;
     mod random;
     mod receive;

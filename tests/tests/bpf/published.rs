@@ -6,12 +6,12 @@ use ovnet_common::{
     abi::{Program, map, mapped},
     published::{FlowKey, FlowValue, PublishedKey, PublishedValue, published_flags},
     verdict::{
-        KernelReason::{Fragment, NoFlow, PortsClash, TimeExceeded, TooLong},
+        KernelReason::{NoFlow, PortsClash},
         Verdict::{self, Kernel, Pass, Publish, Return},
     },
 };
 use ovnet_tests::{
-    bpf::{Bench, GATEWAY_PORT, Input, OTHER_GATEWAY_PORT, UPLINK, bench},
+    bpf::{Bench, GATEWAY_PORT, Input, UPLINK, bench},
     compare::difference,
     fixture::{describe, moved, movement, return_code, world},
     packet::*,
@@ -26,7 +26,7 @@ pub(crate) const CLIENT_PORT: u16 = 40_000;
 
 pub(crate) const SYN: u8 = 2;
 pub(crate) const ACK: u8 = 0x10;
-const SYN_ACK: u8 = 0x12;
+pub(crate) const SYN_ACK: u8 = 0x12;
 const FIN: u8 = 0x11;
 const RST: u8 = 4;
 
@@ -47,7 +47,7 @@ pub(crate) struct Step {
 
 impl Step {
     /// A packet that stays as it is.
-    fn stays(program: Program, ifindex: u32, packet: Vec<u8>, verdict: Verdict) -> Self {
+    pub(crate) fn stays(program: Program, ifindex: u32, packet: Vec<u8>, verdict: Verdict) -> Self {
         let output = packet.clone();
         Self { program, ifindex, packet, verdict, output }
     }
@@ -112,7 +112,7 @@ pub(crate) fn forget(bench: &mut Bench) {
 }
 
 /// Enters flows by hand.
-fn enter(bench: &mut Bench, flows: impl Iterator<Item = (FlowKey, FlowValue)>) {
+pub(crate) fn enter(bench: &mut Bench, flows: impl Iterator<Item = (FlowKey, FlowValue)>) {
     let map = bench.datapath.ebpf().map_mut(map::CONNTRACK).unwrap();
     let mut map: HashMap<_, FlowKey, FlowValue> = map.try_into().unwrap();
     for (key, value) in flows {
@@ -121,22 +121,22 @@ fn enter(bench: &mut Bench, flows: impl Iterator<Item = (FlowKey, FlowValue)>) {
 }
 
 /// A packet of the client, in its frame: it comes by the router.
-fn from_client(ip: &Ipv4, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn from_client(ip: &Ipv4, payload: &[u8]) -> Vec<u8> {
     ethernet(HOST_A.mac, ROUTER.mac, IPV4, &ip.build(payload))
 }
 
 /// The same as the sandbox gets it.
-fn to_sandbox(ip: &Ipv4, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn to_sandbox(ip: &Ipv4, payload: &[u8]) -> Vec<u8> {
     ethernet(SANDBOX.mac, GWBRIDGE.mac, IPV4, &ip.clone().ttl(63).build(payload))
 }
 
 /// A packet of the sandbox.
-fn from_sandbox(ip: &Ipv4, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn from_sandbox(ip: &Ipv4, payload: &[u8]) -> Vec<u8> {
     ethernet(GWBRIDGE.mac, SANDBOX.mac, IPV4, &ip.build(payload))
 }
 
 /// The same as it goes back to the router.
-fn to_client(ip: &Ipv4, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn to_client(ip: &Ipv4, payload: &[u8]) -> Vec<u8> {
     ethernet(ROUTER.mac, HOST_A.mac, IPV4, &ip.clone().ttl(63).build(payload))
 }
 
@@ -211,7 +211,7 @@ pub(crate) fn udp_back(arrived: Program, payload: &[u8]) -> Step {
 
 impl Step {
     /// The same packet, which is left as it is.
-    fn left(self, verdict: Verdict) -> Self {
+    pub(crate) fn left(self, verdict: Verdict) -> Self {
         Self { output: self.packet.clone(), verdict, ..self }
     }
 
@@ -226,9 +226,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     for program in [Program::FromUplink, Program::UplinkXdp] {
         all.extend(flows(program));
     }
-    all.extend(fragments());
-    all.extend(errors());
-    all.extend(limits());
+    all.extend(super::published_edges::scenarios());
     all
 }
 
@@ -295,217 +293,10 @@ fn flows(program: Program) -> Vec<Scenario> {
     ]
 }
 
-fn not_ours(to: Party, port: u16) -> Vec<u8> {
+pub(crate) fn not_ours(to: Party, port: u16) -> Vec<u8> {
     let ip = Ipv4::new(CLIENT.address, to.address, TCP);
     let syn = segment(ip.source, ip.destination, (CLIENT_PORT, port), SYN, &[], b"");
     from_client(&ip, &syn)
-}
-
-/// A datagram in fragments of so many bytes, one in another order than the other.
-pub(crate) fn pieces(ip: &Ipv4, datagram: &[u8], size: usize) -> Vec<(Ipv4, Vec<u8>)> {
-    let count = datagram.len().div_ceil(size);
-    let piece = |(number, bytes): (usize, &[u8])| {
-        let offset = u16::try_from(number * size / 8).unwrap();
-        let more = if number + 1 < count { 0x2000 } else { 0 };
-        (ip.clone().fragment(offset | more), bytes.to_vec())
-    };
-    datagram.chunks(size).enumerate().map(piece).collect()
-}
-
-/// A large datagram of the client, fragment by fragment, each delivered.
-fn fragments_in(payload: &[u8]) -> Vec<Step> {
-    let [sent, got, ..] = addresses(UDP);
-    let build = |ip: &Ipv4, port| {
-        pieces(ip, &udp(ip.source, ip.destination, (CLIENT_PORT, port), payload), 1000)
-    };
-    let steps = build(&sent, HOST_PORT).into_iter().zip(build(&got, PORT));
-    steps
-        .map(|((ip, bytes), (after, expected))| Step {
-            program: Program::FromUplink,
-            ifindex: UPLINK,
-            packet: from_client(&ip, &bytes),
-            verdict: Publish(GATEWAY_PORT),
-            output: to_sandbox(&after, &expected),
-        })
-        .collect()
-}
-
-fn fragments_back(payload: &[u8]) -> Vec<Step> {
-    let [.., sent, got] = addresses(UDP);
-    let build = |ip: &Ipv4, port| {
-        let ip = Ipv4 { id: 0x5151, ..ip.clone() };
-        pieces(&ip, &udp(ip.source, ip.destination, (port, CLIENT_PORT), payload), 1000)
-    };
-    let steps = build(&sent, PORT).into_iter().zip(build(&got, HOST_PORT));
-    steps
-        .map(|((ip, bytes), (after, expected))| Step {
-            program: Program::FromGwbridge,
-            ifindex: GATEWAY_PORT,
-            packet: from_sandbox(&ip, &bytes),
-            verdict: Return(UPLINK),
-            output: to_client(&after, &expected),
-        })
-        .collect()
-}
-
-fn fragments() -> Vec<Scenario> {
-    let payload = vec![0x5a; 2500];
-    let mut both = fragments_in(&payload);
-    both.extend(fragments_back(&payload));
-    let with_id = |id: u16, mut steps: Vec<Step>| {
-        for step in &mut steps {
-            for packet in [&mut step.packet, &mut step.output] {
-                packet[18..20].copy_from_slice(&id.to_be_bytes());
-                fix_ipv4_checksum(packet, 14);
-            }
-        }
-        steps
-    };
-    let mut late = with_id(0x1111, fragments_in(&payload));
-    late.swap(0, 1);
-    let [middle, first, last] = <[Step; 3]>::try_from(late).ok().unwrap();
-    let stranger = with_id(0x2222, fragments_in(&payload)).remove(1);
-    let mut spoofed = with_id(0x3333, fragments_back(&payload));
-    spoofed.insert(0, udp_in(Program::FromUplink, b"hello"));
-    spoofed[2].ifindex = OTHER_GATEWAY_PORT;
-    let spoofed: Vec<Step> = spoofed
-        .into_iter()
-        .enumerate()
-        .map(|(at, step)| if at == 2 { step.left(Kernel(Fragment)) } else { step })
-        .collect();
-    let mut by_xdp = fragments_in(&payload).remove(0);
-    by_xdp.program = Program::UplinkXdp;
-    vec![
-        Scenario { name: "fragments follow the first one, both ways", steps: both },
-        Scenario {
-            name: "where a later fragment comes first the kernel gets all",
-            steps: vec![
-                middle.left(Pass),
-                first.left(Kernel(Fragment)),
-                last.left(Kernel(Fragment)),
-            ],
-        },
-        Scenario { name: "a fragment of nothing known", steps: vec![stranger.left(Pass)] },
-        Scenario {
-            name: "a fragment of another sandbox is none of the datagram's",
-            steps: spoofed,
-        },
-        Scenario { name: "XDP leaves fragments to TC", steps: vec![by_xdp.left(Pass)] },
-    ]
-}
-
-/// An ICMP error both ways, about what went the other way.
-fn errors() -> Vec<Scenario> {
-    let mut scenarios = Vec::new();
-    for (protocol, name) in [(TCP, "about a segment"), (UDP, "about a datagram")] {
-        let [sent, got, back, returned] = addresses(protocol);
-        let about = |ip: &Ipv4, ports: (u16, u16)| {
-            let payload = if protocol == TCP {
-                tcp(ip.source, ip.destination, ports, &[], &[3; 1400])
-            } else {
-                udp(ip.source, ip.destination, ports, &[3; 1400])
-            };
-            let mut packet = ip.build(&payload);
-            // The checksum of the packet it is about stays that of before: nobody can compute it.
-            let at = if protocol == TCP { 36 } else { 26 };
-            packet[at..at + 2].fill(0x11);
-            packet.truncate(20 + 8 + 20);
-            packet
-        };
-        // A router on the way back: the answer is too long for its next link.
-        let error = |ip: Ipv4, about: Vec<u8>| (ip, icmp_error(3, 4, 1280, &about));
-        let router = |to: Party| Ipv4::new(ROUTER.address, to.address, ICMP);
-        let (asked, wanted) = (
-            error(router(HOST_A), about(&returned, (HOST_PORT, CLIENT_PORT))),
-            error(router(SANDBOX), about(&back, (PORT, CLIENT_PORT))),
-        );
-        let inwards = Step {
-            program: Program::FromUplink,
-            ifindex: UPLINK,
-            packet: from_client(&asked.0, &asked.1),
-            verdict: Publish(GATEWAY_PORT),
-            output: to_sandbox(&wanted.0, &wanted.1),
-        };
-        // The sandbox: nobody listens there.
-        let unreachable = |from: Party, about: Vec<u8>| {
-            let ip = Ipv4::new(from.address, CLIENT.address, ICMP);
-            (ip, icmp_error(3, 3, 0, &about))
-        };
-        let (said, heard) = (
-            unreachable(SANDBOX, about(&got, (CLIENT_PORT, PORT))),
-            unreachable(HOST_A, about(&sent, (CLIENT_PORT, HOST_PORT))),
-        );
-        let back = Step {
-            program: Program::FromGwbridge,
-            ifindex: GATEWAY_PORT,
-            packet: from_sandbox(&said.0, &said.1),
-            verdict: Return(UPLINK),
-            output: to_client(&heard.0, &heard.1),
-        };
-        let again = || Step { packet: inwards.packet.clone(), output: Vec::new(), ..inwards };
-        let echo = from_client(&router(HOST_A), &echo(8, b"is no error"));
-        let begin = match protocol {
-            TCP => tcp_in(Program::FromUplink, SYN, b""),
-            _ => udp_in(Program::FromUplink, b"begin"),
-        };
-        let elsewhere = Step { ifindex: OTHER_GATEWAY_PORT, ..again() };
-        let elsewhere =
-            Step { packet: back.packet.clone(), program: Program::FromGwbridge, ..elsewhere };
-        scenarios.push(Scenario {
-            name,
-            steps: vec![
-                again().left(Pass),
-                begin,
-                inwards,
-                back,
-                elsewhere.left(Pass),
-                Step::stays(Program::FromUplink, UPLINK, echo, Pass),
-            ],
-        });
-    }
-    scenarios
-}
-
-fn limits() -> Vec<Scenario> {
-    let program = Program::FromUplink;
-    let spent = |mut step: Step| {
-        step.packet[22] = 1;
-        fix_ipv4_checksum(&mut step.packet, 14);
-        step.left(Kernel(TimeExceeded))
-    };
-    let long = tcp_back(program, ACK, &[1; 1500]);
-    let long_in = Step { program: Program::UplinkXdp, ..tcp_in(program, SYN, &[1; 1500]) };
-    let mut other_sandbox = tcp_back(program, SYN_ACK, b"");
-    other_sandbox.ifindex = OTHER_GATEWAY_PORT;
-    let options = Ipv4::new(CLIENT.address, HOST_A.address, TCP).options(&[1; 4]);
-    let syn = segment(options.source, options.destination, (1, HOST_PORT), SYN, &[], b"");
-    vec![
-        Scenario {
-            name: "a time to live that ends here",
-            steps: vec![
-                spent(tcp_in(program, SYN, b"")),
-                tcp_in(program, SYN, b""),
-                spent(tcp_back(program, SYN_ACK, b"")),
-            ],
-        },
-        Scenario {
-            name: "an answer that is too long for its way out",
-            steps: vec![tcp_in(program, SYN, b""), long.left(Kernel(TooLong))],
-        },
-        Scenario { name: "several in one, at XDP", steps: vec![long_in.left(Pass)] },
-        Scenario {
-            name: "another sandbox cannot answer",
-            steps: vec![tcp_in(program, SYN, b""), other_sandbox.left(Pass)],
-        },
-        Scenario {
-            name: "options are the kernel's",
-            steps: vec![Step::stays(program, UPLINK, from_client(&options, &syn), Pass)],
-        },
-        Scenario {
-            name: "ordinary egress of Docker's containers is the bridge's",
-            steps: vec![tcp_back(program, SYN, b"").left(Pass)],
-        },
-    ]
 }
 
 #[test]
