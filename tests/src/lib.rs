@@ -8,5 +8,6 @@ pub mod fixture;
 pub mod lab;
 pub mod model;
 pub mod packet;
+pub mod ports;
 pub mod privilege;
 pub mod syscall;

@@ -18,6 +18,7 @@ mod dns;
 mod names;
 mod networks;
 mod outages;
+mod ports;
 mod restarts;
 
 use std::thread;
