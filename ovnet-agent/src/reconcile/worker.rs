@@ -224,6 +224,7 @@ impl Worker {
             }
         };
         let mut local = self.wired(&links).await?;
+        self.remove_gateways(&mut notes).await;
         self.find_inner_ends(&mut local).await;
         self.find_gateways(&mut local, &links).await;
         self.follow_mtu(&local, &links, &mut notes).await;

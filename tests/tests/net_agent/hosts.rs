@@ -101,7 +101,8 @@ fn changes_of_hosts_uplinks_and_sandboxes_are_followed() {
     cluster.sh("docker02", &format!("ip link del {veth}"));
     withdrawn(&cluster, t5);
     let footprint = cluster.footprint("docker02");
-    assert_eq!(footprint.links.len(), 2, "ovnet-vx and the veth of t2: {:?}", footprint.links);
+    let links = &footprint.links;
+    assert_eq!(links.len(), 4, "ovnet-vx, the bridge, and two of t2: {links:?}");
     assert_eq!(footprint.state.iter().filter(|it| it.ends_with(".json")).count(), 1);
     assert_eq!(footprint.pins.iter().filter(|it| it.contains("from_container")).count(), 1);
     cluster.wait_ping("docker02/t2", t1);

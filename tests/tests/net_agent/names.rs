@@ -14,7 +14,7 @@ const AAAA: u16 = 28;
 #[test]
 fn names_are_answered_to_those_on_the_network() {
     let Some(cluster) = Cluster::up("names", |options| {
-        let arguments = ["--dns", "172.18.0.1", "--host-grace", "1"];
+        let arguments = ["--dns", "172.18.0.1", "--host-grace", "1", "--egress", "off"];
         options.agent_args = arguments.map(str::to_owned).to_vec();
     }) else {
         return;

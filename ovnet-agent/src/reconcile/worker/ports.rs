@@ -23,6 +23,8 @@ pub(in crate::reconcile) struct Ports {
     firewall: Firewall,
     /// The rules last put in force.
     rules: Option<Rules>,
+    /// Gateway ports of endpoints that were withdrawn, to be deleted.
+    pub(super) leftovers: Vec<String>,
     /// The subnet of `ovnet_gwbridge`, once there was one: what it is made again with.
     subnet: Option<Ipv4Net>,
     /// The offloads given to the sandboxes' ends, by the name of the bridge's port.
@@ -40,6 +42,7 @@ impl Ports {
             reservations,
             firewall: Firewall::default(),
             rules: None,
+            leftovers: Vec::new(),
             subnet: None,
             offloads: BTreeMap::new(),
             published,
@@ -79,6 +82,22 @@ impl Worker {
             }
             if let Err(error) = self.state.store(endpoint) {
                 tracing::warn!(error = format!("{error:#}"), "a container's gateway is not kept");
+            }
+        }
+    }
+
+    /// Deletes the gateway ports of withdrawn endpoints that no other endpoint of their sandbox uses.
+    pub(super) async fn remove_gateways(&mut self, notes: &mut Vec<String>) {
+        for name in std::mem::take(&mut self.ports.leftovers) {
+            let used = self.shared.view().local.values().any(|endpoint| {
+                endpoint.gateway.as_ref().is_some_and(|gateway| gateway.host_ifname == name)
+            });
+            if used {
+                continue;
+            }
+            if let Err(error) = self.net.delete_link(&name).await {
+                notes.push(format!("{error:#}"));
+                self.ports.leftovers.push(name);
             }
         }
     }

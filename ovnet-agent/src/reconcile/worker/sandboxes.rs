@@ -24,14 +24,26 @@ impl Worker {
         let links = self.net.links().await?;
         // Of an uplink there was before: no pin tells of clsact filters.
         self.shared.datapath().unhook_others(links.iter().map(|link| link.name.as_str()))?;
+        let gateways: Vec<String> = self
+            .shared
+            .view()
+            .local
+            .values()
+            .filter_map(|it| Some(it.gateway.as_ref()?.host_ifname.clone()))
+            .collect();
         for Link { name, kind, .. } in links {
+            let of_nobody = name.strip_prefix("ovnetg").is_some_and(|digits| {
+                digits.len() == 8
+                    && digits.bytes().all(|it| it.is_ascii_hexdigit())
+                    && !gateways.contains(&name)
+            });
             let is_ours = kind.as_deref() == Some("veth")
                 && name.strip_prefix("ovnet").is_some_and(|digits| {
                     digits.len() == 8
                         && digits.bytes().all(|it| it.is_ascii_hexdigit())
                         && !ids.iter().any(|id| id.starts_with(digits))
                 });
-            if is_ours {
+            if is_ours || kind.as_deref() == Some("veth") && of_nobody {
                 tracing::info!(name, "removing the interface of an attach that was cut short");
                 self.net.delete_link(&name).await?;
             }
@@ -89,6 +101,11 @@ impl Worker {
             tracing::warn!(error = format!("{error:#}"), "the endpoint's state stays behind");
         }
         self.ports.reservations.release(&record.id);
+        if let Some(gateway) = &endpoint.gateway
+            && endpoint.docker.is_none()
+        {
+            self.ports.leftovers.push(gateway.host_ifname.clone());
+        }
         self.own_records.release(network, record);
     }
 
