@@ -57,6 +57,8 @@ pub fn start(name: &str, change: impl FnOnce(&mut Options)) -> Option<TestLab> {
         agent_args: vec!["--repair-interval".into(), "600".into()],
         ..Options::test(name)
     };
+    // These tests are about the overlay alone: whatever else is in a sandbox they put there.
+    options.agent_args.extend(["--egress", "off"].map(str::to_owned));
     change(&mut options);
     let lab = Lab::up(options).unwrap_or_else(|error| panic!("{name}: {error:#}"));
     Some(TestLab { lab, _turn: turn })
