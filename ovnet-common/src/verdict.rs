@@ -121,6 +121,9 @@ numbered! {
         TimeExceeded = 28, "kernel-time-exceeded";
         /// Its flow would look like another one inside, and no free source port was found.
         PortsClash = 29, "kernel-ports-clash";
+        /// From an address of this very host, or of a loopback: forged, and the kernel, which would
+        /// have dropped it as a martian source, still does (RFC 1812 §5.3.7).
+        Martian = 30, "kernel-martian";
     }
 }
 
@@ -187,6 +190,7 @@ impl KernelReason {
             27 => Some(Self::TooLong),
             28 => Some(Self::TimeExceeded),
             29 => Some(Self::PortsClash),
+            30 => Some(Self::Martian),
             _ => None,
         }
     }

@@ -75,6 +75,12 @@ pub(crate) fn towards_container(
     if is_tcp && !begins {
         return Err(KernelReason::NoFlow);
     }
+    // Where a port is published on every address, this host's own are all in the table: who else
+    // sends from one would be the host to the container, and to whatever trusts it there.
+    scratch.published.address = scratch.key.source;
+    if scratch.key.source[12] == 127 || maps::published(&scratch.published).is_some() {
+        return Err(KernelReason::Martian);
+    }
     create(scratch, to, ifindex, now)
 }
 

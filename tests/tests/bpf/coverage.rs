@@ -97,7 +97,7 @@ fn possible(program: Program) -> Vec<u8> {
         Program::FromOverlay => vec![deliver, Answer::Arp as u8],
         Program::FromUplink => {
             use KernelReason::*;
-            let kernel = [NoFlow, Fragment, TimeExceeded, PortsClash].map(|it| it as u8);
+            let kernel = [NoFlow, Fragment, TimeExceeded, PortsClash, Martian].map(|it| it as u8);
             let more = [deliver, Verdict::Pass.code(), Verdict::Publish(0).code()];
             kernel.into_iter().chain(more).collect()
         }

@@ -3,7 +3,7 @@
 use ovnet_common::{
     abi::Program,
     verdict::{
-        KernelReason::{Fragment, TimeExceeded, TooLong},
+        KernelReason::{Fragment, Martian, TimeExceeded, TooLong},
         Verdict::{Kernel, Pass, Publish, Return},
     },
 };
@@ -202,7 +202,16 @@ fn limits() -> Vec<Scenario> {
     other_sandbox.ifindex = OTHER_GATEWAY_PORT;
     let options = Ipv4::new(CLIENT.address, HOST_A.address, TCP).options(&[1; 4]);
     let syn = segment(options.source, options.destination, (1, HOST_PORT), SYN, &[], b"");
+    let forged = |from: [u8; 4]| {
+        let ip = Ipv4::new(from, HOST_A.address, TCP);
+        let syn = segment(from, ip.destination, (1, HOST_PORT), SYN, &[], b"");
+        Step::stays(program, UPLINK, from_client(&ip, &syn), Kernel(Martian))
+    };
     vec![
+        Scenario {
+            name: "nobody else is this host",
+            steps: vec![forged(HOST_A.address), forged([127, 0, 0, 1])],
+        },
         Scenario {
             name: "a time to live that ends here",
             steps: vec![

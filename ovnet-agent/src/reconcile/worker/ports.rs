@@ -139,9 +139,6 @@ impl Worker {
                 .await;
             notes.extend(repaired.err().map(|error| format!("{error:#}")));
         }
-        if let Err(error) = firewall::accept_forwarding(GWBRIDGE).await {
-            notes.push(format!("{error:#}"));
-        }
     }
 
     /// What the programs must know for published ports.
@@ -207,6 +204,13 @@ impl Worker {
                     .into(),
             );
             return;
+        }
+        // With the rules, not at the next repair: a policy that drops would cut a new sandbox off until
+        // then.
+        if rules.egress.is_some()
+            && let Err(error) = firewall::accept_forwarding(GWBRIDGE).await
+        {
+            notes.push(format!("{error:#}"));
         }
         match self.ports.firewall.ensure(&rules).await {
             Ok(_) => self.ports.rules = Some(rules),
