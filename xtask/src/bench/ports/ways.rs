@@ -14,6 +14,10 @@ use crate::lab::{CLIENT, Lab, Running, docker_config, wait_until};
 pub(super) const LOAD: u16 = 7000;
 /// The network of ovnet.
 const NETWORK: &str = "ov_net1";
+/// The network of the contenders without ovnet. Its user made it, as ovnet's: into containers of
+/// such networks Docker puts rules for its DNS server, and with them the connection tracking of the
+/// container's own namespace, which those of the default bridge do without.
+const BRIDGE: &str = "bridged";
 /// The host of all contenders but docker-proxy.
 const HOST: &str = "docker01";
 /// The host whose Docker makes no rules.
@@ -75,9 +79,11 @@ pub(super) fn set_up(lab: &Lab) -> Result<Ways> {
     lab.docker(HOST, &["network", "create", "-d", "ovnet", "--ipam-driver", "ovnet", NETWORK])?;
     run(lab, HOST, "ovnet", NETWORK, OVNET)?;
     wait_for_ports(lab, "ovnet")?;
-    run(lab, HOST, "bridged", "bridge", BRIDGED)?;
+    lab.docker(HOST, &["network", "create", BRIDGE])?;
+    run(lab, HOST, "bridged", BRIDGE, BRIDGED)?;
     without_rules(lab)?;
-    run(lab, PROXY, "proxied", "bridge", PROXIED)?;
+    lab.docker(PROXY, &["network", "create", BRIDGE])?;
+    run(lab, PROXY, "proxied", BRIDGE, PROXIED)?;
 
     let mut ways = vec![
         way(lab, OURS, HOST, Some("ovnet"), OVNET)?,
