@@ -1,6 +1,7 @@
 //! Carries out steps. Every failure is kept and the rest goes on; the next pass tries again.
 
 use anyhow::Result;
+use ovnet_common::abi::Program;
 
 use crate::{
     datapath::{Datapath, Tables},
@@ -19,14 +20,28 @@ pub struct Failure {
 /// Carries the steps out on the kernel and, for each that worked, on `tables`, which so stay what
 /// the kernel holds without being read again.
 pub fn apply(datapath: &mut Datapath, tables: &mut Tables, ops: Vec<Op>) -> Vec<Failure> {
-    let mut failures = Vec::new();
+    let mut failures: Vec<Failure> = Vec::new();
     for op in ops {
+        if failures.iter().any(|failure| forbids(&failure.op, &op)) {
+            continue;
+        }
         match step(datapath, &op) {
             Ok(()) => record(tables, &op),
             Err(error) => failures.push(Failure { op, error }),
         }
     }
     failures
+}
+
+/// Whether the failure of one step is a reason not to take another: a port must not be published to
+/// where nothing translates the answers. It works through the kernel until the next pass.
+fn forbids(failed: &Op, next: &Op) -> bool {
+    match (failed, next) {
+        (Op::Attach(attachment), Op::SetPublished(_, to)) => {
+            attachment.program == Program::FromGwbridge && attachment.ifindex == to.ifindex
+        }
+        _ => false,
+    }
 }
 
 fn step(datapath: &mut Datapath, op: &Op) -> Result<()> {

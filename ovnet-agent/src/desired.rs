@@ -58,6 +58,8 @@ pub struct UplinkView {
     pub name: String,
     /// VTEP address.
     pub address: Ipv4Addr,
+    /// Its MAC.
+    pub mac: [u8; 6],
 }
 
 /// What the kernel should hold.
@@ -97,7 +99,8 @@ pub fn desired(inputs: &Inputs) -> Desired {
         published: 0,
         gwbridge_ifindex: inputs.ports.gwbridge.map_or(0, |(ifindex, _)| ifindex),
         gwbridge_mac: inputs.ports.gwbridge.map_or([0; 6], |(_, mac)| mac),
-        reserved: 0,
+        uplink_mac: inputs.uplink.mac,
+        uplink_ifindex: inputs.uplink.ifindex,
     };
     let hosts = inputs.hosts.clone().unwrap_or_default();
     desired.authority.hosts = inputs.hosts.is_some();
@@ -243,7 +246,7 @@ fn remote(
 }
 
 fn attachments(desired: &mut Desired, inputs: &Inputs) {
-    let UplinkView { ifindex, name, address: _ } = &inputs.uplink;
+    let UplinkView { ifindex, name, .. } = &inputs.uplink;
     let on = |program, ifindex, interface: &str, xdp| Attachment {
         program,
         ifindex,

@@ -5,7 +5,7 @@
 //! raises [`ABI_VERSION`], which is part of the pin path, so two versions never share a map.
 
 /// Version of everything in this module. Maps are pinned under `<bpffs>/v<ABI_VERSION>/`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// An IP address as the maps hold it: 16 bytes in network byte order, IPv4 as `::ffff:a.b.c.d`
 /// (RFC 4291 §2.5.5.2).
@@ -158,8 +158,10 @@ pub struct HostConfig {
     pub gwbridge_ifindex: u32,
     /// Its MAC.
     pub gwbridge_mac: Mac,
-    /// Zero.
-    pub reserved: u16,
+    /// MAC of the uplink. All zero while it is not known, and then XDP takes nothing.
+    pub uplink_mac: Mac,
+    /// ifindex of the uplink, 0 while it is not known.
+    pub uplink_ifindex: u32,
 }
 
 /// Value of `HOSTS`.
@@ -220,7 +222,7 @@ pub struct EndpointValue {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PortValue {
-    /// VNI of the endpoint's network, host byte order.
+    /// VNI of the endpoint's network, host byte order. 0 on the gwbridge.
     pub vni: u32,
     /// The only source address the endpoint may send from.
     pub address: Address,
@@ -295,7 +297,7 @@ pub const fn unmapped(address: &Address) -> [u8; 4] {
 
 const _: () = {
     use core::mem::size_of;
-    assert!(size_of::<HostConfig>() == 40);
+    assert!(size_of::<HostConfig>() == 48);
     assert!(size_of::<HostValue>() == 4);
     assert!(size_of::<NetworkValue>() == 28);
     assert!(size_of::<EndpointKey>() == 20);

@@ -97,12 +97,15 @@ pub struct FlowValue {
     pub source_mac: Mac,
     /// Source MAC of the last packet, towards the container: the next hop of the way back.
     pub arrival_mac: Mac,
+    /// Destination MAC of the last packet, towards the container: the uplink's, which the way back
+    /// comes from.
+    pub uplink_mac: Mac,
     /// Bits of [`seen`], by [`Direction`].
     pub seen: [u8; 2],
     /// The [`Direction`] of this entry.
     pub direction: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: u8,
 }
 
 /// Which way a packet of a flow goes.

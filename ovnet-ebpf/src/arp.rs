@@ -120,3 +120,20 @@ pub(crate) fn from_container(
         Err(reason) => Verdict::Drop(reason),
     }
 }
+
+/// Whether a request or an answer is in the name of who is behind this port.
+#[inline(always)]
+pub(crate) fn is_by(ctx: &TcContext, port: &PortValue) -> Result<(), DropReason> {
+    const AT: usize = ethernet::LEN;
+    let frame = Frame::tc_pulled(ctx, AT + arp::LEN).ok_or(DropReason::Truncated)?;
+    let mac: [u8; 6] = frame.read(AT + arp::SENDER_MAC).ok_or(DropReason::Truncated)?;
+    let address: [u8; 4] = frame.read(AT + arp::SENDER_ADDRESS).ok_or(DropReason::Truncated)?;
+    if mac != port.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    // All zero as in `from_container`.
+    if address != [0; 4] && mapped(address) != port.address {
+        return Err(DropReason::SpoofedAddress);
+    }
+    Ok(())
+}

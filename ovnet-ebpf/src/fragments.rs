@@ -19,17 +19,19 @@ use crate::{
     translate::{self, Rewrite, word},
 };
 
-/// Decides for all fragments of a datagram with the first one.
+/// Decides for all fragments of the datagram with this identification as was decided for the first
+/// one, whose key and rewriting are in `scratch`.
 #[inline(always)]
-pub(crate) fn first(
-    scratch: &mut Scratch,
-    ip: &Ipv4,
-    rewrite: &Rewrite,
-    ifindex: u32,
-) -> Result<(), KernelReason> {
-    let Scratch { fragment_key, fragment, .. } = scratch;
+pub(crate) fn first(scratch: &mut Scratch, id_be: u16, ifindex: u32) -> Result<(), KernelReason> {
+    let Scratch { key, fragment_key, fragment, rewrite, .. } = scratch;
     let now = conntrack::now();
-    *fragment_key = key(ip);
+    *fragment_key = FragmentKey {
+        source: key.source,
+        destination: key.destination,
+        id_be,
+        protocol: key.protocol,
+        reserved: 0,
+    };
     if let Some(found) = maps::fragment(fragment_key)
         && found.fate == fate::KERNEL
         && is_fresh(found, now)

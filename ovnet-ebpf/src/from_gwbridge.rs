@@ -11,14 +11,15 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use ovnet_common::{
+    abi::mapped,
     headers::{ethernet, ipv4},
     published::Direction,
-    verdict::{KernelReason, Verdict},
+    verdict::{DropReason, KernelReason, Verdict},
 };
 
 use crate::{
-    conntrack, fragments, icmp_error, maps,
-    parse::{Frame, Ipv4, Transport, is_tagged},
+    arp, conntrack, fragments, icmp_error, maps,
+    parse::{Ethernet, Frame, Ipv4, Transport, is_tagged},
     published::Outcome,
     translate,
 };
@@ -27,13 +28,45 @@ use crate::{
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext) -> Verdict {
     match answer(ctx) {
-        // What is left to the kernel goes the same way as all egress: a datagram's fragments must
-        // meet again.
-        left @ (Verdict::Pass | Verdict::Kernel(_)) => match egress(ctx) {
-            Verdict::Pass => left,
-            egress => egress,
-        },
+        left @ (Verdict::Pass | Verdict::Kernel(_)) => {
+            // An answer of a known flow is by its own sandbox already.
+            if let Err(reason) = is_itself(ctx) {
+                return Verdict::Drop(reason);
+            }
+            // What is left to the kernel goes the same way as all egress: a datagram's fragments
+            // must meet again.
+            match egress(ctx) {
+                Verdict::Pass => left,
+                egress => egress,
+            }
+        }
         decided => decided,
+    }
+}
+
+/// Whether a sandbox of ours speaks in its own name: the bridge keeps sandboxes apart, but it, and
+/// the kernel's connection tracking behind it, would believe one that says it is another. Docker's
+/// containers have no entry, and are Docker's business.
+#[inline(always)]
+fn is_itself(ctx: &TcContext) -> Result<(), DropReason> {
+    // SAFETY: the context is the one the kernel gave us.
+    let Some(port) = maps::port(unsafe { (*ctx.skb.skb).ifindex }) else { return Ok(()) };
+    let Some(eth) = Ethernet::read(&Frame::tc(ctx), 0) else { return Err(DropReason::Truncated) };
+    if eth.source != port.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    if is_tagged(ctx) {
+        return Err(DropReason::EtherType);
+    }
+    match eth.ethertype {
+        ethernet::IPV4 => {
+            let frame = Frame::tc_pulled(ctx, ethernet::LEN + ipv4::LEN);
+            let ip = frame.and_then(|frame| Ipv4::read(&frame, ethernet::LEN));
+            let source = ip.ok_or(DropReason::Truncated)?.source;
+            if mapped(source) == port.address { Ok(()) } else { Err(DropReason::SpoofedAddress) }
+        }
+        ethernet::ARP => arp::is_by(ctx, &port),
+        _ => Ok(()),
     }
 }
 
@@ -93,22 +126,21 @@ fn packet(skb: *mut __sk_buff) -> Outcome {
     let ifindex = unsafe { (*skb).ifindex };
     let Some(scratch) = maps::scratch() else { return Outcome::PASS };
     scratch.key = conntrack::key(&ip, &transport);
-    let Some(rewrite) = conntrack::back(scratch, transport.flags, ifindex) else {
+    if conntrack::back(scratch, transport.flags, ifindex).is_none() {
         return Outcome::PASS;
-    };
+    }
     if ip.ttl <= 1 {
         return Outcome::kernel(KernelReason::TimeExceeded);
     }
-    if !fits(&ctx, rewrite.ifindex) {
+    if !fits(&ctx, scratch.rewrite.ifindex) {
         return Outcome::kernel(KernelReason::TooLong);
     }
     if ip.is_fragment()
-        && let Err(reason) = fragments::first(scratch, &ip, &rewrite, ifindex)
+        && let Err(reason) = fragments::first(scratch, ip.id_be, ifindex)
     {
         return Outcome::kernel(reason);
     }
-    scratch.rewrite = rewrite;
-    Outcome::translated(&rewrite)
+    Outcome::translated(&scratch.rewrite)
 }
 
 /// Whether the packet, or each segment of a GSO packet, fits the interface: a redirection does not

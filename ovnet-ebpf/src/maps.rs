@@ -4,7 +4,7 @@
 //! `ovnet-agent/src/datapath/maps.rs`, the layouts are `ovnet_common::abi`.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
@@ -44,8 +44,9 @@ static NETWORKS: HashMap<u32, NetworkValue, { MAX_NETWORKS as usize }> = HashMap
 #[btf_map]
 static ENDPOINTS: HashMap<EndpointKey, EndpointValue, { MAX_ENDPOINTS as usize }> = HashMap::new();
 
-/// Key: ifindex of a host-side veth. Value: who is behind it. Writer: agent. Reader:
-/// `from_container.rs`. Full: the attach that needed an entry fails.
+/// Key: ifindex of a host-side veth, in a network or on our gwbridge. Value: who is behind it.
+/// Writer: agent. Reader: `from_container.rs`, `from_gwbridge.rs`. Full: the attach that needed an
+/// entry fails.
 #[btf_map]
 static PORTS: HashMap<u32, PortValue, { MAX_PORTS as usize }> = HashMap::new();
 
@@ -103,6 +104,7 @@ pub(crate) struct Scratch {
     /// The packet's destination MAC.
     pub(crate) destination_mac: Mac,
     pub(crate) flow: FlowValue,
+    pub(crate) fib: FibLookup,
     pub(crate) fragment_key: FragmentKey,
     pub(crate) fragment: FragmentValue,
 }

@@ -3,6 +3,8 @@
 //! The client's address stays. What cannot be translated here is left, unmodified, to the kernel's
 //! NAT, which has the same mapping (invariant 3).
 
+use core::ffi::c_void;
+
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use ovnet_common::{
     abi::mapped,
@@ -48,18 +50,15 @@ fn packet(skb: *mut __sk_buff) -> Outcome {
     let Some((transport, to)) = find(scratch, &frame, &ip) else { return Outcome::PASS };
     // SAFETY: the context is the one the kernel gave us.
     let ifindex = unsafe { (*skb).ifindex };
-    let decided = decide(scratch, &ip, &transport, to, ifindex);
-    let rewrite = match decided {
-        Ok(rewrite) => rewrite,
-        Err(reason) => return Outcome::kernel(reason),
-    };
+    if let Err(reason) = decide(skb.cast(), scratch, &ip, &transport, to, ifindex) {
+        return Outcome::kernel(reason);
+    }
     if ip.is_fragment()
-        && let Err(reason) = fragments::first(scratch, &ip, &rewrite, ifindex)
+        && let Err(reason) = fragments::first(scratch, ip.id_be, ifindex)
     {
         return Outcome::kernel(reason);
     }
-    scratch.rewrite = rewrite;
-    Outcome::translated(&rewrite)
+    Outcome::translated(&scratch.rewrite)
 }
 
 /// A published port's packet, and where it leads.
@@ -82,20 +81,21 @@ pub(crate) fn find(
     Some((transport, to))
 }
 
-/// What to make of a published port's packet.
+/// What to make of a published port's packet; it is in `scratch` afterwards. The context is that of the program, of whichever type.
 #[inline(always)]
 pub(crate) fn decide(
+    ctx: *mut c_void,
     scratch: &mut Scratch,
     ip: &Ipv4,
     transport: &Transport,
     to: &PublishedValue,
     ifindex: u32,
-) -> Result<Rewrite, KernelReason> {
+) -> Result<(), KernelReason> {
     if ip.ttl <= 1 {
         return Err(KernelReason::TimeExceeded);
     }
     scratch.key = conntrack::key(ip, transport);
-    conntrack::towards_container(scratch, transport.flags, to, ifindex)
+    conntrack::towards_container(ctx, scratch, transport.flags, to, ifindex)
 }
 
 /// A [`Verdict`] in one register.

@@ -36,6 +36,10 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
         return Ok(Verdict::Pass);
     };
     let frame = Frame::xdp(ctx);
+    // A NIC in promiscuous mode brings what is for others, too; the kernel drops that.
+    if frame.read(ethernet::DESTINATION) != Some(config.uplink_mac) {
+        return Ok(Verdict::Pass);
+    }
     let Some(packet) = trust::accept(&frame, config)? else {
         return Ok(match config.published {
             0 => Verdict::Pass,
@@ -89,12 +93,12 @@ fn published_port(xdp: *mut xdp_md) -> Outcome {
     }
     let ifindex = ctx.ingress_ifindex() as u32;
     // TC says the same, and then the kernel has it.
-    let Ok(rewrite) = published::decide(scratch, &ip, &transport, to, ifindex) else {
+    if published::decide(xdp.cast(), scratch, &ip, &transport, to, ifindex).is_err() {
         return Outcome::PASS;
-    };
-    match translate::xdp(frame, &ip, &transport, &rewrite) {
+    }
+    match translate::xdp(frame, &ip, &transport, &scratch.rewrite) {
         None => Outcome::FAILED,
-        Some(()) => Outcome::translated(&rewrite),
+        Some(()) => Outcome::translated(&scratch.rewrite),
     }
 }
 

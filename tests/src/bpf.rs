@@ -31,7 +31,10 @@ use ovnet_common::{
 };
 
 use crate::{
-    packet::{Address, HOST_A, HOST_B, HOST_E, Party, ROUTED_MTU, ROUTER, UPLINK_MTU},
+    packet::{
+        Address, CLIENT, GWBRIDGE, HOST_A, HOST_B, HOST_E, Party, ROUTED_MTU, ROUTER,
+        SECOND_ADDRESS, UPLINK_MTU,
+    },
     privilege,
     syscall::{self, Prelude},
 };
@@ -320,9 +323,14 @@ fn build_links() {
     }
     let (far, router) = (address(HOST_E), address(ROUTER));
     ip(&format!("route add {far}/32 via {router} mtu lock {ROUTED_MTU}"));
+    ip(&format!("route add {}/32 via {router}", address(CLIENT)));
+    ip(&format!("address add {}/32 dev lo", std::net::Ipv4Addr::from(SECOND_ADDRESS)));
+    // A network behind another interface of this host.
+    ip(&format!("address add {}/24 dev gw", address(GWBRIDGE)));
 }
 
-fn ip(arguments: &str) {
+/// Runs `ip` in the namespace of the calling thread.
+pub fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("run ip");
     assert!(
         output.status.success(),

@@ -143,7 +143,8 @@ pub fn world() -> Tables {
             published: 0,
             gwbridge_ifindex: 0,
             gwbridge_mac: [0; 6],
-            reserved: 0,
+            uplink_mac: HOST_A.mac,
+            uplink_ifindex: UPLINK,
         },
         ..Tables::default()
     };

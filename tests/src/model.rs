@@ -21,14 +21,14 @@ pub fn predict(tables: &Tables, input: &Input) -> (Verdict, Vec<u8>) {
     let result = match input.program {
         Program::FromContainer => from_container(tables, input, &mut frame),
         Program::FromOverlay => from_overlay(tables, input, &mut frame),
-        Program::FromUplink => {
+        Program::FromUplink | Program::UplinkXdp => {
             let for_us = bytes::<6>(&frame, 0) == Some(HOST_A.mac) && input.vlan == 0;
-            match for_us {
-                true => from_wire(tables, &mut frame, Hook::Tc { gso: input.gso_size != 0 }),
-                false => Ok(Verdict::Pass),
+            match input.program {
+                _ if !for_us => Ok(Verdict::Pass),
+                Program::UplinkXdp => from_wire(tables, &mut frame, Hook::Xdp),
+                _ => from_wire(tables, &mut frame, Hook::Tc { gso: input.gso_size != 0 }),
             }
         }
-        Program::UplinkXdp => from_wire(tables, &mut frame, Hook::Xdp),
         // Published ports have a memory, and tests of their own.
         Program::FromGwbridge => Ok(Verdict::Pass),
     };

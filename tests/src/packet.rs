@@ -40,6 +40,8 @@ pub const HOST_E: Party = host([192, 168, 2, 15], 15);
 pub const CLIENT: Party = host([203, 0, 113, 5], 5);
 /// The sandbox behind published ports, on its gwbridge.
 pub const SANDBOX: Party = container([172, 18, 0, 2]);
+/// Another address of [`HOST_A`], on its loopback device.
+pub const SECOND_ADDRESS: Address = [198, 51, 100, 1];
 /// The gwbridge.
 pub const GWBRIDGE: Party = container([172, 18, 0, 1]);
 /// On the wire, but no VTEP.

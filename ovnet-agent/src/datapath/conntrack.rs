@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{MapData, MapInfo};
+use aya::maps::{HashMap, MapData, MapError, MapInfo};
 use ovnet_common::{
     abi::map,
     published::{Direction, FlowKey, FlowValue, PublishedKey, PublishedValue},
@@ -40,6 +40,7 @@ pub struct Swept {
 /// The open map.
 pub struct Conntrack {
     map: MapData,
+    published: HashMap<MapData, PublishedKey, PublishedValue>,
     max: u32,
 }
 
@@ -55,7 +56,11 @@ impl Conntrack {
         let pin = maps.join(map::CONNTRACK);
         let opened = || format!("open {}", pin.display());
         let max = MapInfo::from_pin(&pin).with_context(opened)?.max_entries();
-        Ok(Self { map: MapData::from_pin(&pin).with_context(opened)?, max })
+        let map = MapData::from_pin(&pin).with_context(opened)?;
+        let pin = maps.join(map::PUBLISHED);
+        let opened = || format!("open {}", pin.display());
+        let published = aya::maps::Map::HashMap(MapData::from_pin(&pin).with_context(opened)?);
+        Ok(Self { map, published: published.try_into().with_context(opened)?, max })
     }
 
     /// How many entries fit, two per flow.
@@ -67,21 +72,30 @@ impl Conntrack {
     /// (CLOCK_MONOTONIC), and those whose port leads elsewhere now, or nowhere.
     ///
     /// Never a live one: an entry is looked at and removed in one step, and put back where it was
-    /// used since it was found silent.
-    pub fn sweep(
-        &self,
-        now_ns: u64,
-        published: &BTreeMap<PublishedKey, PublishedValue>,
-    ) -> Result<Swept> {
+    /// used since it was found silent. What ports lead to is read before the walk, for which it is
+    /// good enough, and again where an entry is to go: it may be that of a port published since.
+    pub fn sweep(&self, now_ns: u64) -> Result<Swept> {
         let mut swept = Swept::default();
+        let ports: Result<BTreeMap<_, _>, MapError> = self.published.iter().collect();
+        let ports = ports.context("read PUBLISHED")?;
         self.walk(|key, value| {
             swept.entries += 1;
-            let orphaned = !leads_there(key, value, published);
-            if !orphaned && !value.is_stale(key.protocol, now_ns) {
+            let leads = |port: &PublishedKey| ports.get(port).copied();
+            let may_be_orphaned = !leads_there(key, value, leads);
+            if !may_be_orphaned && !value.is_stale(key.protocol, now_ns) {
+                return Ok(());
+            }
+            let is_orphaned = may_be_orphaned
+                && match self.published.get(&port(key, value), 0) {
+                    Ok(to) => !leads_there(key, value, |_| Some(to)),
+                    Err(MapError::KeyNotFound) => true,
+                    Err(error) => return Err(error).context("read PUBLISHED"),
+                };
+            if !is_orphaned && !value.is_stale(key.protocol, now_ns) {
                 return Ok(());
             }
             let Some(last) = self.take(key)? else { return Ok(()) };
-            if orphaned || last.is_stale(key.protocol, now_ns) {
+            if is_orphaned || last.is_stale(key.protocol, now_ns) {
                 swept.removed += 1;
             } else {
                 self.put_back(key, &last)?;
@@ -189,20 +203,24 @@ impl Conntrack {
 fn leads_there(
     key: &FlowKey,
     value: &FlowValue,
-    published: &BTreeMap<PublishedKey, PublishedValue>,
+    leads: impl Fn(&PublishedKey) -> Option<PublishedValue>,
 ) -> bool {
-    let is_in = value.direction == Direction::In as u8;
-    let (address, port_be, container, container_port_be, ifindex) = if is_in {
-        let (address, port_be) = (key.destination, key.destination_port_be);
-        (address, port_be, value.address, value.port_be, value.ifindex)
+    let inside = if value.direction == Direction::In as u8 {
+        (value.address, value.port_be, value.ifindex)
     } else {
-        let (container, port_be) = (key.source, key.source_port_be);
-        (value.address, value.port_be, container, port_be, value.arrival_ifindex)
+        (key.source, key.source_port_be, value.arrival_ifindex)
     };
-    let port = PublishedKey { address, port_be, protocol: key.protocol, reserved: 0 };
-    published.get(&port).is_some_and(|to| {
-        (to.address, to.port_be, to.ifindex) == (container, container_port_be, ifindex)
-    })
+    leads(&port(key, value)).is_some_and(|to| (to.address, to.port_be, to.ifindex) == inside)
+}
+
+/// The published port a flow came by. Pure.
+fn port(key: &FlowKey, value: &FlowValue) -> PublishedKey {
+    let (address, port_be) = if value.direction == Direction::In as u8 {
+        (key.destination, key.destination_port_be)
+    } else {
+        (value.address, value.port_be)
+    };
+    PublishedKey { address, port_be, protocol: key.protocol, reserved: 0 }
 }
 
 /// The attributes of the commands on one element, `union bpf_attr` of `linux/bpf.h`.
@@ -290,9 +308,10 @@ mod tests {
             direction: Direction::Back as u8,
             ..FlowValue::default()
         };
-        let holds = |published: &BTreeMap<_, _>| {
-            let holds = leads_there(&key, &value, published);
-            assert_eq!(holds, leads_there(&back, &back_value, published));
+        let holds = |published: &BTreeMap<PublishedKey, PublishedValue>| {
+            let leads = |port: &PublishedKey| published.get(port).copied();
+            let holds = leads_there(&key, &value, leads);
+            assert_eq!(holds, leads_there(&back, &back_value, leads));
             holds
         };
         assert!(holds(&BTreeMap::from([(port, to)])));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ovnet_common::{
-    abi::{Program, mapped},
+    abi::{PortValue, Program, mapped},
     published::{PublishedKey, PublishedValue, published_flags},
 };
 
@@ -46,6 +46,17 @@ pub(super) fn enter(desired: &mut Desired, inputs: &PortInputs, local: &[(LocalE
     for (endpoint, _) in local {
         let Some(gateway) = &endpoint.gateway else { continue };
         let Some(link) = inputs.gateways.get(&gateway.host_ifname) else { continue };
+        let Ok(mac) = parse_mac(&gateway.mac) else {
+            let name = &gateway.host_ifname;
+            desired.contradictions.push(format!("the gateway port {name} has no MAC address"));
+            continue;
+        };
+        // What a sandbox of ours may call itself; Docker's containers are Docker's business.
+        if endpoint.docker.is_none() {
+            let address = mapped(gateway.address.octets());
+            let value = PortValue { vni: 0, address, mac, reserved: 0 };
+            desired.tables.ports.insert(link.ifindex, value);
+        }
         let publishes = inputs.fast && !endpoint.network.internal && !endpoint.ports.is_empty();
         // Docker's containers go out as Docker has them do, unless they publish something.
         if publishes || endpoint.docker.is_none() {
@@ -59,11 +70,6 @@ pub(super) fn enter(desired: &mut Desired, inputs: &PortInputs, local: &[(LocalE
         if !publishes {
             continue;
         }
-        let Ok(mac) = parse_mac(&gateway.mac) else {
-            let name = &gateway.host_ifname;
-            desired.contradictions.push(format!("the gateway port {name} has no MAC address"));
-            continue;
-        };
         for port in &endpoint.ports {
             publish(desired, inputs, port, value(port, gateway, link, mac));
         }

@@ -59,7 +59,12 @@ pub(super) fn inputs() -> Inputs {
     };
     let mut inputs = Inputs {
         node: "docker01".into(),
-        uplink: UplinkView { ifindex: 2, name: "ens33".into(), address: [192, 168, 1, 11].into() },
+        uplink: UplinkView {
+            ifindex: 2,
+            name: "ens33".into(),
+            address: [192, 168, 1, 11].into(),
+            mac: [2, 0, 0, 0, 1, 11],
+        },
         external: Some(3),
         vxlan_port: 4789,
         source_ports: (32768, 60999),

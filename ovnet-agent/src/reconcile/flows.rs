@@ -2,7 +2,6 @@
 //! while to walk, and nothing waits for it.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,16 +9,12 @@ use std::{
     time::Duration,
 };
 
-use ovnet_common::published::{PublishedKey, PublishedValue};
 use tokio::sync::watch;
 
 use crate::datapath::Conntrack;
 
 /// Between sweeps. A flow so stays up to this much longer than it must.
 const EVERY: Duration = Duration::from_secs(10);
-
-/// What ports lead to; `None` until the first pass has said so.
-pub(super) type Published = Option<Arc<BTreeMap<PublishedKey, PublishedValue>>>;
 
 /// How many flows there are.
 #[derive(Debug, Default)]
@@ -35,9 +30,9 @@ impl Flows {
     }
 }
 
-/// Spawns the task. It sweeps at once where a port changed what it leads to, and ends with whoever
-/// says what ports lead to.
-pub(super) fn spawn(conntrack: Conntrack, mut published: watch::Receiver<Published>) -> Arc<Flows> {
+/// Spawns the task. It sweeps at once when told that a port changed what it leads to, and ends with
+/// whoever tells.
+pub(super) fn spawn(conntrack: Conntrack, mut published: watch::Receiver<()>) -> Arc<Flows> {
     let flows = Arc::new(Flows::default());
     flows.capacity.store(conntrack.capacity().into(), Ordering::Relaxed);
     let usage = Arc::clone(&flows);
@@ -50,10 +45,8 @@ pub(super) fn spawn(conntrack: Conntrack, mut published: watch::Receiver<Publish
                 changed = published.changed() => if changed.is_err() { return },
                 _ = ticks.tick() => {}
             }
-            let Some(published) = published.borrow_and_update().clone() else { continue };
             let table = Arc::clone(&conntrack);
-            let swept =
-                tokio::task::spawn_blocking(move || table.sweep(now_ns(), &published)).await;
+            let swept = tokio::task::spawn_blocking(move || table.sweep(now_ns())).await;
             match swept {
                 Ok(Ok(swept)) => {
                     usage.entries.store(swept.entries - swept.removed, Ordering::Relaxed);

@@ -153,7 +153,7 @@ impl Reconciler {
         let uplink = net.uplink(&options.advertise).await?;
         let (events, _) = broadcast::channel(EVENT_BACKLOG);
         crate::datapath::spawn_reader(&mut datapath, events.clone());
-        let (published, ports) = watch::channel(None);
+        let (published, ports) = watch::channel(());
         let flows = flows::spawn(datapath.conntrack()?, ports);
         let (requests, incoming) = mpsc::channel(REQUEST_BACKLOG);
         let view = View {

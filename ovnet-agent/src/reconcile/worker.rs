@@ -252,6 +252,7 @@ impl Worker {
                 ifindex: self.uplink.link.index,
                 name: self.uplink.link.name.clone(),
                 address: self.uplink.address,
+                mac: self.uplink.link.mac,
             },
             external,
             vxlan_port: self.shared.options.vxlan_port,
@@ -265,7 +266,7 @@ impl Worker {
         });
         self.log_contradictions(&desired.contradictions);
 
-        let (failures, changed) = {
+        let (failures, changed, republished) = {
             let mut datapath = self.shared.datapath();
             if whole {
                 self.tables = datapath.maps().read()?;
@@ -278,10 +279,14 @@ impl Worker {
             };
             let ops = diff(&desired, &actual);
             let changed = !ops.is_empty();
-            (apply(&mut datapath, &mut self.tables, ops), changed)
+            let of_ports = |op: &Op| matches!(op, Op::SetPublished(..) | Op::RemovePublished(_));
+            let republished = ops.iter().any(of_ports);
+            (apply(&mut datapath, &mut self.tables, ops), changed, republished)
         };
         let failures = self.tolerate(failures, &mut notes);
-        self.ports.tell(&desired, whole);
+        if republished {
+            self.ports.published.send_replace(());
+        }
         if changed || whole {
             let vteps = self.tables.hosts.keys().map(|vtep| unmapped(vtep).into()).collect();
             if let Err(error) = self.net.keep_neighbours(&vteps).await {

@@ -84,7 +84,7 @@ fn possible(program: Program) -> Vec<u8> {
             OuterChecksum,
             EcnInvalid,
         ],
-        Program::FromGwbridge => &[],
+        Program::FromGwbridge => &[Truncated, SpoofedMac, SpoofedAddress, EtherType],
     };
     let deliver = Verdict::Deliver(0).code();
     let others: Vec<u8> = match program {

@@ -3,7 +3,7 @@
 
 use aya::maps::HashMap;
 use ovnet_common::{
-    abi::{Program, map, mapped},
+    abi::{PortValue, Program, map, mapped},
     published::{FlowKey, FlowValue, PublishedKey, PublishedValue, published_flags},
     verdict::{
         KernelReason::{NoFlow, PortsClash},
@@ -21,7 +21,7 @@ use ovnet_tests::{
 pub(crate) const HOST_PORT: u16 = 90;
 pub(crate) const PORT: u16 = 80;
 /// A second host port that leads to the same.
-const SECOND_PORT: u16 = 91;
+pub(crate) const SECOND_PORT: u16 = 91;
 pub(crate) const CLIENT_PORT: u16 = 40_000;
 
 pub(crate) const SYN: u8 = 2;
@@ -41,6 +41,8 @@ pub(crate) struct Step {
     pub(crate) program: Program,
     pub(crate) ifindex: u32,
     pub(crate) packet: Vec<u8>,
+    /// VLAN tag the kernel found on it, 0 where there was none.
+    pub(crate) vlan: u16,
     pub(crate) verdict: Verdict,
     pub(crate) output: Vec<u8>,
 }
@@ -49,17 +51,17 @@ impl Step {
     /// A packet that stays as it is.
     pub(crate) fn stays(program: Program, ifindex: u32, packet: Vec<u8>, verdict: Verdict) -> Self {
         let output = packet.clone();
-        Self { program, ifindex, packet, verdict, output }
+        Self { program, ifindex, packet, vlan: 0, verdict, output }
     }
 
     fn run(&self, bench: &mut Bench, name: &str) -> Vec<u8> {
-        let Self { program, ifindex, packet, verdict, output: _ } = self;
+        let Self { program, ifindex, packet, vlan, verdict, output: _ } = self;
         let input = Input {
             program: *program,
             ifindex: *ifindex,
             gso_size: 0,
             tunnel_key: None,
-            vlan: 0,
+            vlan: *vlan,
             packet: packet.clone(),
             repeat: 1,
         };
@@ -100,15 +102,26 @@ pub(crate) fn set_up(bench: &mut Bench) {
         };
         tables.published.insert(key, value);
     }
+    let (address, mac) = (mapped(SANDBOX.address), SANDBOX.mac);
+    tables.ports.insert(GATEWAY_PORT, PortValue { vni: 0, address, mac, reserved: 0 });
     bench.set_tables(&tables);
     forget(bench);
 }
 
 /// Removes every flow.
 pub(crate) fn forget(bench: &mut Bench) {
-    let conntrack = bench.datapath.conntrack().unwrap();
-    conntrack.sweep(0, &std::collections::BTreeMap::new()).unwrap();
-    assert_eq!(conntrack.entries().unwrap(), []);
+    evict(bench, |_, _| true);
+    assert_eq!(bench.datapath.conntrack().unwrap().entries().unwrap(), []);
+}
+
+/// Removes the entries that are so, as the LRU may.
+pub(crate) fn evict(bench: &mut Bench, is_so: impl Fn(&FlowKey, &FlowValue) -> bool) {
+    let entries = bench.datapath.conntrack().unwrap().entries().unwrap();
+    let map = bench.datapath.ebpf().map_mut(map::CONNTRACK).unwrap();
+    let mut map: HashMap<_, FlowKey, FlowValue> = map.try_into().unwrap();
+    for (key, _) in entries.iter().filter(|(key, value)| is_so(key, value)) {
+        map.remove(key).unwrap();
+    }
 }
 
 /// Enters flows by hand.
@@ -160,6 +173,7 @@ pub(crate) fn tcp_in(program: Program, flags: u8, payload: &[u8]) -> Step {
     Step {
         program,
         ifindex: UPLINK,
+        vlan: 0,
         packet: from_client(&sent, &build(&sent, HOST_PORT)),
         verdict: Publish(GATEWAY_PORT),
         output: to_sandbox(&got, &build(&got, PORT)),
@@ -175,6 +189,7 @@ pub(crate) fn tcp_back(arrived: Program, flags: u8, payload: &[u8]) -> Step {
     Step {
         program: Program::FromGwbridge,
         ifindex: GATEWAY_PORT,
+        vlan: 0,
         packet: from_sandbox(&sent, &build(&sent, PORT)),
         verdict: Return(way_back(arrived)),
         output: to_client(&got, &build(&got, HOST_PORT)),
@@ -191,6 +206,7 @@ pub(crate) fn udp_in(program: Program, payload: &[u8]) -> Step {
     Step {
         program,
         ifindex: UPLINK,
+        vlan: 0,
         packet: from_client(&sent, &build(&sent, HOST_PORT)),
         verdict: Publish(GATEWAY_PORT),
         output: to_sandbox(&got, &build(&got, PORT)),
@@ -203,6 +219,7 @@ pub(crate) fn udp_back(arrived: Program, payload: &[u8]) -> Step {
     Step {
         program: Program::FromGwbridge,
         ifindex: GATEWAY_PORT,
+        vlan: 0,
         packet: from_sandbox(&sent, &build(&sent, PORT)),
         verdict: Return(way_back(arrived)),
         output: to_client(&got, &build(&got, HOST_PORT)),
@@ -355,6 +372,7 @@ fn two_flows_that_would_be_alike_inside_are_told_apart() {
         Step {
             program: Program::FromGwbridge,
             ifindex: GATEWAY_PORT,
+            vlan: 0,
             packet: from_sandbox(&back, &answer(&back, (PORT, chosen))),
             verdict: Return(UPLINK),
             output: to_client(&returned, &answer(&returned, (SECOND_PORT, CLIENT_PORT))),

@@ -3,8 +3,9 @@
 use ovnet_common::{
     abi::Program,
     verdict::{
+        DropReason::{EtherType, SpoofedAddress, SpoofedMac, Truncated},
         KernelReason::{Fragment, Martian, TimeExceeded, TooLong},
-        Verdict::{Kernel, Pass, Publish, Return},
+        Verdict::{Drop, Kernel, Pass, Publish, Return},
     },
 };
 use ovnet_tests::{
@@ -46,6 +47,7 @@ fn fragments_in(payload: &[u8]) -> Vec<Step> {
         .map(|((ip, bytes), (after, expected))| Step {
             program: Program::FromUplink,
             ifindex: UPLINK,
+            vlan: 0,
             packet: from_client(&ip, &bytes),
             verdict: Publish(GATEWAY_PORT),
             output: to_sandbox(&after, &expected),
@@ -64,6 +66,7 @@ fn fragments_back(payload: &[u8]) -> Vec<Step> {
         .map(|((ip, bytes), (after, expected))| Step {
             program: Program::FromGwbridge,
             ifindex: GATEWAY_PORT,
+            vlan: 0,
             packet: from_sandbox(&ip, &bytes),
             verdict: Return(UPLINK),
             output: to_client(&after, &expected),
@@ -145,6 +148,7 @@ fn errors() -> Vec<Scenario> {
         let inwards = Step {
             program: Program::FromUplink,
             ifindex: UPLINK,
+            vlan: 0,
             packet: from_client(&asked.0, &asked.1),
             verdict: Publish(GATEWAY_PORT),
             output: to_sandbox(&wanted.0, &wanted.1),
@@ -161,6 +165,7 @@ fn errors() -> Vec<Scenario> {
         let back = Step {
             program: Program::FromGwbridge,
             ifindex: GATEWAY_PORT,
+            vlan: 0,
             packet: from_sandbox(&said.0, &said.1),
             verdict: Return(UPLINK),
             output: to_client(&heard.0, &heard.1),
@@ -207,11 +212,54 @@ fn limits() -> Vec<Scenario> {
         let syn = segment(from, ip.destination, (1, HOST_PORT), SYN, &[], b"");
         Step::stays(program, UPLINK, from_client(&ip, &syn), Kernel(Martian))
     };
+    let spoofed = |change: fn(&mut Vec<u8>), reason| {
+        let ip = Ipv4::new(SANDBOX.address, CLIENT.address, UDP);
+        let datagram = udp(ip.source, ip.destination, (1, 2), b"x");
+        let mut packet = from_sandbox(&ip, &datagram);
+        change(&mut packet);
+        Step::stays(Program::FromGwbridge, GATEWAY_PORT, packet, Drop(reason))
+    };
+    let tagged = Step { vlan: 7, ..spoofed(|_| {}, EtherType) };
+    let announced = |by: Party, sender: Party, verdict| {
+        let packet = ethernet(BROADCAST, by.mac, ARP, &arp(2, sender, sender));
+        Step::stays(Program::FromGwbridge, GATEWAY_PORT, packet, verdict)
+    };
+    let mut for_others = tcp_in(Program::UplinkXdp, SYN, b"");
+    for_others.packet[..6].copy_from_slice(&HOST_B.mac);
     vec![
         Scenario {
             name: "nobody else is this host",
-            steps: vec![forged(HOST_A.address), forged([127, 0, 0, 1])],
+            steps: vec![
+                forged(HOST_A.address),
+                forged([127, 0, 0, 1]),
+                // Another address of this host, on which the port is not published.
+                forged(SECOND_ADDRESS),
+                // The gwbridge, and another sandbox behind it.
+                forged(GWBRIDGE.address),
+                forged([172, 18, 0, 7]),
+                // Nobody whom anything leads to.
+                forged(HOST_D.address),
+                forged([224, 0, 0, 1]),
+                forged([192, 168, 1, 255]),
+                forged([0, 0, 0, 0]),
+                forged([255; 4]),
+            ],
         },
+        Scenario {
+            name: "a sandbox speaks for itself",
+            steps: vec![
+                spoofed(|frame| frame[6..12].copy_from_slice(&CONTAINER_A1.mac), SpoofedMac),
+                spoofed(|frame| frame[29] = 7, SpoofedAddress),
+                spoofed(|frame| frame.truncate(33), Truncated),
+                tagged,
+                announced(SANDBOX, SANDBOX, Pass),
+                announced(SANDBOX, Party { address: [0; 4], ..SANDBOX }, Pass),
+                announced(SANDBOX, GWBRIDGE, Drop(SpoofedMac)),
+                announced(SANDBOX, Party { mac: SANDBOX.mac, ..GWBRIDGE }, Drop(SpoofedAddress)),
+                announced(GWBRIDGE, GWBRIDGE, Drop(SpoofedMac)),
+            ],
+        },
+        Scenario { name: "what is for another MAC, at XDP", steps: vec![for_others.left(Pass)] },
         Scenario {
             name: "a time to live that ends here",
             steps: vec![

@@ -5,19 +5,24 @@ use std::collections::BTreeMap;
 
 use ovnet_common::{
     abi::{Program, mapped},
-    published::timeout,
+    published::{Direction, FlowValue, timeout},
     verdict::{
         KernelReason::NoFlow,
-        Verdict::{Kernel, Pass},
+        Verdict::{Kernel, Pass, Publish},
     },
 };
 use ovnet_tests::{
-    bpf::{Bench, bench},
+    bpf::{Bench, GATEWAY_PORT, UPLINK, bench, ip},
     packet::*,
 };
 
-use super::published::{ACK, SYN, set_up, tcp_back, tcp_in, udp_back, udp_in};
+use super::published::{
+    ACK, CLIENT_PORT, PORT, SECOND_PORT, SYN, Step, addresses, enter, evict, from_client, set_up,
+    tcp_back, tcp_in, to_sandbox, udp_back, udp_in,
+};
 
+/// The flag alone.
+const FIN: u8 = 1;
 const PROGRAM: Program = Program::FromUplink;
 
 /// CLOCK_MONOTONIC so many seconds from now.
@@ -28,9 +33,8 @@ fn in_seconds(seconds: u64) -> u64 {
 
 /// How many entries a sweep at that time removes.
 fn removed(bench: &mut Bench, seconds: u64) -> u64 {
-    let published = bench.datapath.maps().read().unwrap().published;
     let conntrack = bench.datapath.conntrack().unwrap();
-    let swept = conntrack.sweep(in_seconds(seconds), &published).unwrap();
+    let swept = conntrack.sweep(in_seconds(seconds)).unwrap();
     assert_eq!(swept.put_back, 0);
     swept.removed
 }
@@ -74,6 +78,13 @@ fn answers_leave_by_the_next_hop_the_last_packet_came_by() {
         let mut answer = udp_back(PROGRAM, b"x");
         answer.output[..6].copy_from_slice(&HOST_B.mac);
         answer.check(bench, "by another one");
+        ip("link set ens33 address 02:00:00:00:01:0d");
+        let mut moved = udp_in(PROGRAM, b"x");
+        moved.packet[..6].copy_from_slice(&HOST_C.mac);
+        moved.check(bench, "to the uplink's new MAC");
+        let mut answer = udp_back(PROGRAM, b"x");
+        answer.output[6..12].copy_from_slice(&HOST_C.mac);
+        answer.check(bench, "from the uplink's new MAC");
     });
 }
 
@@ -100,6 +111,67 @@ fn a_port_that_is_gone_takes_its_flows_with_it_and_nobody_elses() {
         bench.set_tables(&tables);
         assert_eq!(removed(bench, 0), 2);
         assert_eq!(bench.datapath.conntrack().unwrap().entries().unwrap(), []);
+    });
+}
+
+/// The LRU takes entries, not flows. What is left of one brings the other back.
+#[test]
+fn a_flow_survives_the_eviction_of_either_half() {
+    bench("a_flow_survives_the_eviction_of_either_half", |bench| {
+        for direction in [Direction::In, Direction::Back] {
+            set_up(bench);
+            let lose = |bench: &mut Bench| evict(bench, |_, it| it.direction == direction as u8);
+            let what = format!("{direction:?} evicted");
+            tcp_in(PROGRAM, SYN, b"").check(bench, &what);
+            lose(bench);
+            // The client sends its first segment again.
+            tcp_in(PROGRAM, SYN, b"").check(bench, &what);
+            tcp_back(PROGRAM, SYN | ACK, b"").check(bench, &what);
+            lose(bench);
+            // The FIN is news, and what is news is told to both halves.
+            tcp_in(PROGRAM, ACK | FIN, b"").check(bench, &what);
+            tcp_back(PROGRAM, ACK | FIN, b"").check(bench, &what);
+            let entries = bench.datapath.conntrack().unwrap().entries().unwrap();
+            assert!(
+                entries.len() == 2 && entries.iter().all(|(_, it)| it.is_over()),
+                "{entries:?}"
+            );
+            // A client that sends and sends brings no news, so it is looked at once a second.
+            set_up(bench);
+            udp_in(PROGRAM, b"x").check(bench, &what);
+            lose(bench);
+            let left = bench.datapath.conntrack().unwrap().entries().unwrap().into_iter();
+            let old = left.map(|(key, value)| (key, FlowValue { last_seen_ns: 1, ..value }));
+            enter(bench, old);
+            udp_in(PROGRAM, b"x").check(bench, &what);
+            assert_eq!(bench.datapath.conntrack().unwrap().entries().unwrap().len(), 2, "{what}");
+        }
+    });
+}
+
+/// The way back of a flow is evicted, and another one of the same client to the same container gets
+/// its key.
+#[test]
+fn a_flow_whose_way_back_is_anothers_is_given_up() {
+    bench("a_flow_whose_way_back_is_anothers_is_given_up", |bench| {
+        set_up(bench);
+        tcp_in(PROGRAM, SYN, b"").check(bench, "the first");
+        evict(bench, |_, it| it.direction == Direction::Back as u8);
+        let [sent, got, ..] = addresses(TCP);
+        let syn = |ip: &Ipv4, port| {
+            segment(ip.source, ip.destination, (CLIENT_PORT, port), SYN, &[], b"")
+        };
+        let second = Step {
+            program: PROGRAM,
+            ifindex: UPLINK,
+            vlan: 0,
+            packet: from_client(&sent, &syn(&sent, SECOND_PORT)),
+            verdict: Publish(GATEWAY_PORT),
+            output: to_sandbox(&got, &syn(&got, PORT)),
+        };
+        second.check(bench, "the second");
+        tcp_in(PROGRAM, ACK | FIN, b"").left_to_the_kernel().check(bench, "the first");
+        second.check(bench, "the second again");
     });
 }
 
@@ -147,7 +219,7 @@ fn flows_move_into_a_map_of_another_capacity() {
     });
 }
 
-impl super::published::Step {
+impl Step {
     fn left_to_the_kernel(mut self) -> Self {
         self.output = self.packet.clone();
         self.verdict = Kernel(NoFlow);

@@ -1,19 +1,18 @@
 //! What a pass does for published ports and the sandboxes' way out: the gwbridge and its ports, the
 //! kernel's rules, the reservations.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
 use super::Worker;
 use crate::{
-    desired::{Desired, GatewayLink, PortInputs},
+    desired::{GatewayLink, PortInputs},
     docker::daemon::GWBRIDGE as DOCKER_GWBRIDGE,
     firewall::{self, Egress, Firewall, Mapping, Rules},
     net::{GWBRIDGE, Link, SandboxOffloads},
     publish::reserve::Reservations,
-    reconcile::flows::Published,
     state::{GatewayPort, LocalEndpoint},
 };
 
@@ -29,14 +28,14 @@ pub(in crate::reconcile) struct Ports {
     subnet: Option<Ipv4Net>,
     /// The offloads given to the sandboxes' ends, by the name of the bridge's port.
     offloads: BTreeMap<String, SandboxOffloads>,
-    /// Where the task that forgets flows hears what ports lead to.
-    pub(super) published: watch::Sender<Published>,
+    /// Where the task that forgets flows hears that a port changed what it leads to.
+    pub(super) published: watch::Sender<()>,
 }
 
 impl Ports {
     pub(in crate::reconcile) fn new(
         reservations: Reservations,
-        published: watch::Sender<Published>,
+        published: watch::Sender<()>,
     ) -> Self {
         Self {
             reservations,
@@ -47,18 +46,6 @@ impl Ports {
             offloads: BTreeMap::new(),
             published,
         }
-    }
-
-    /// Tells the task that forgets flows what ports lead to now, where that changed or `again`.
-    pub(super) fn tell(&self, desired: &Desired, again: bool) {
-        self.published.send_if_modified(|told| {
-            let same = told.as_ref().is_some_and(|it| **it == desired.tables.published);
-            if same && !again {
-                return false;
-            }
-            *told = Some(Arc::new(desired.tables.published.clone()));
-            !same
-        });
     }
 }
 
@@ -152,9 +139,11 @@ impl Worker {
             PortInputs { fast: self.shared.options.ports_by_bpf, ..PortInputs::default() };
         let own = links.iter().find(|link| link.name == GWBRIDGE);
         inputs.gwbridge = own.map(|link| (link.index, link.mac));
-        let up = links.iter().filter(|link| link.up && !link.loopback);
-        inputs.addresses =
-            up.flat_map(|link| link.addresses.iter().map(Ipv4Net::addr)).collect::<Vec<Ipv4Addr>>();
+        // Of those that are down, too: an address is its host's, not its interface's.
+        let others = links.iter().filter(|link| !link.loopback);
+        inputs.addresses = others
+            .flat_map(|link| link.addresses.iter().map(Ipv4Net::addr))
+            .collect::<Vec<Ipv4Addr>>();
         let mut offloads = BTreeMap::new();
         for (endpoint, _) in local {
             let Some(gateway) = &endpoint.gateway else { continue };
