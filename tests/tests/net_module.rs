@@ -14,6 +14,8 @@
 mod askers;
 #[path = "net_module/firewall.rs"]
 mod firewall;
+#[path = "net_module/firewall_others.rs"]
+mod firewall_others;
 #[path = "net_module/gateway.rs"]
 mod gateway;
 #[path = "net_module/host.rs"]

@@ -1,12 +1,12 @@
 //! Small words for the expressions of `nft` that the ruleset is written in.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, ops::RangeInclusive};
 
 use ipnet::Ipv4Net;
 use nftables::{
     expr::{
         BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression,
-        Payload, PayloadField, Prefix,
+        Payload, PayloadField, Prefix, Range, SetItem,
     },
     stmt::{Match, Operator, Statement},
 };
@@ -33,6 +33,13 @@ pub(super) fn has(key: &'static str, flags: &[&'static str]) -> Statement<'stati
     Statement::Match(Match { left, right, op: Operator::IN })
 }
 
+/// `ct status & flag == 0`: the flag is not set.
+pub(super) fn has_not(key: &'static str, flag: &'static str) -> Statement<'static> {
+    let left = Expression::Named(NamedExpression::CT(CT { key: key.into(), ..CT::default() }));
+    let masked = BinaryOperation::AND(left, text(flag));
+    is(Expression::BinaryOperation(Box::new(masked)), Expression::Number(0))
+}
+
 /// `left & (of) != value`
 pub(super) fn bits_are_not(
     left: Words,
@@ -49,6 +56,12 @@ pub(super) fn bits_are_not(
 pub(super) fn destination_is_local() -> Statement<'static> {
     let fib = Fib { result: FibResult::Type, flags: [FibFlag::Daddr].into() };
     is(Expression::Named(NamedExpression::Fib(fib)), text("local"))
+}
+
+/// `fib saddr . iif oif missing`: no route leads back to the sender by the interface it came by.
+pub(super) fn source_is_elsewhere() -> Statement<'static> {
+    let fib = Fib { result: FibResult::Oif, flags: [FibFlag::Saddr, FibFlag::Iif].into() };
+    is(Expression::Named(NamedExpression::Fib(fib)), Expression::Boolean(false))
 }
 
 /// A field of a header, as `tcp dport`.
@@ -77,6 +90,11 @@ pub(super) fn port(port: u16) -> Words {
     Expression::Number(port.into())
 }
 
+/// Ports from the first to the last, in host byte order.
+pub(super) fn ports(range: &RangeInclusive<u16>) -> Words {
+    Expression::Range(Box::new(Range { range: [port(*range.start()), port(*range.end())] }))
+}
+
 /// The addresses of a network.
 pub(super) fn in_net(net: Ipv4Net) -> Words {
     Expression::Named(NamedExpression::Prefix(Prefix {
@@ -87,10 +105,31 @@ pub(super) fn in_net(net: Ipv4Net) -> Words {
 
 /// `iifname`: the interface by which a packet came.
 pub(super) fn iifname() -> Words {
-    Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Iifname }))
+    meta(MetaKey::Iifname)
 }
 
 /// `oifname`: the interface by which it leaves.
 pub(super) fn oifname() -> Words {
-    Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Oifname }))
+    meta(MetaKey::Oifname)
+}
+
+/// `meta oifkind`: what that interface is, as `bridge`.
+pub(super) fn oifkind() -> Words {
+    meta(MetaKey::Oifkind)
+}
+
+/// `meta iifkind { kinds }`: what the interface is that a packet came by. A physical one is of no
+/// kind.
+pub(super) fn iifkind_is(kinds: &[&'static str]) -> Statement<'static> {
+    let kinds = kinds.iter().copied().map(|kind| SetItem::Element(text(kind))).collect();
+    is(meta(MetaKey::Iifkind), Expression::Named(NamedExpression::Set(kinds)))
+}
+
+/// `meta l4proto`
+pub(super) fn l4proto() -> Words {
+    meta(MetaKey::L4proto)
+}
+
+fn meta(key: MetaKey) -> Words {
+    Expression::Named(NamedExpression::Meta(Meta { key }))
 }

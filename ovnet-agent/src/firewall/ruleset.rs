@@ -1,6 +1,10 @@
 //! What the table `ip ovnet` holds. Pure: [`batch`] makes of [`Rules`] what the `nft` program reads.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    ops::RangeInclusive,
+};
 
 use ipnet::Ipv4Net;
 use nftables::{
@@ -11,8 +15,8 @@ use nftables::{
 };
 
 use super::expression::{
-    address, bits_are_not, daddr, destination_is_local, has, iifname, in_net, is, is_not, oifname,
-    payload, port, text,
+    address, bits_are_not, daddr, destination_is_local, has, has_not, iifkind_is, iifname, in_net,
+    is, is_not, l4proto, oifkind, oifname, payload, port, ports, source_is_elsewhere, text,
 };
 use crate::publish::Protocol;
 
@@ -21,9 +25,15 @@ pub(super) const TABLE: &str = "ovnet";
 /// What the name of the chain begins with that tells which rules the table holds.
 pub(super) const DIGEST: &str = "rules-";
 
+/// What is this host's own, whatever its addresses.
+const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+
 /// What the table is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
+    /// Names of the interfaces that other hosts are behind: the uplink, and each bridge with a port
+    /// that leads out. Behind another bridge are somebody's containers or virtual machines.
+    pub outward: Vec<String>,
     /// UDP port of VXLAN, which no masqueraded packet may go to.
     pub vxlan_port: u16,
     /// The sandboxes' way out, where they have one.
@@ -156,9 +166,22 @@ fn rules(rules: &Rules) -> Vec<NfListObject<'static>> {
         }
         all.extend(keep_host_port(mapping));
     }
-    if let Some(Egress { bridge, subnet }) = &rules.egress {
-        all.extend(way_out(bridge, *subnet));
+    if let Some(egress) = &rules.egress {
+        all.extend(way_in(egress));
+        all.extend(forwarding(egress, &rules.outward));
+        all.extend(masquerading(egress, unpublished_ports(&rules.mappings).as_ref()));
     }
+    let inward = rules.outward.iter().map(|name| is_not(iifname(), text(name)));
+    // What containers and virtual machines are connected by.
+    let of_guests = iifkind_is(&["bridge", "veth", "tun"]);
+    let forged =
+        [of_guests, is(payload("udp", "dport"), port(rules.vxlan_port)), source_is_elsewhere()];
+    all.push(rule(
+        "raw",
+        "VXLAN in another host's name, where rp_filter is not strict",
+        inward.chain(forged),
+        Statement::Drop(None),
+    ));
     all.push(rule(
         "guard",
         "masqueraded, a sandbox would speak VXLAN as this host",
@@ -171,7 +194,6 @@ fn rules(rules: &Rules) -> Vec<NfListObject<'static>> {
 /// DNAT of what comes from elsewhere, and of what this host itself sends.
 fn translate_to(mapping: &Mapping) -> Vec<NfListObject<'static>> {
     let Mapping { protocol, host_address, host_port, backend, container_port, .. } = mapping;
-    let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
     let comment = format!("{protocol} {host_address}:{host_port} to {backend}:{container_port}");
     let matches = |on_loopback: bool| {
         let mut matches = vec![destination_is_local()];
@@ -179,7 +201,7 @@ fn translate_to(mapping: &Mapping) -> Vec<NfListObject<'static>> {
             matches.push(is(daddr(), address(*host_address)));
         } else if !on_loopback {
             // Nobody else may come to 127.0.0.1, whatever leads there.
-            matches.push(is_not(daddr(), in_net(loopback)));
+            matches.push(is_not(daddr(), in_net(LOOPBACK)));
         }
         matches.push(is(payload(name(*protocol), "dport"), port(*host_port)));
         matches
@@ -229,29 +251,35 @@ fn keep_host_port(mapping: &Mapping) -> Option<NfListObject<'static>> {
     Some(rule("postrouting", &comment, matches, translate))
 }
 
-/// What sandboxes may do by their bridge, and under which address.
-fn way_out(bridge: &str, subnet: Ipv4Net) -> Vec<NfListObject<'static>> {
+/// What of the sandboxes' packets is not looked at any further.
+fn way_in(Egress { bridge, subnet, .. }: &Egress) -> Vec<NfListObject<'static>> {
     let comes = || is(iifname(), text(bridge));
-    let goes = || is(oifname(), text(bridge));
-    let from = |net| is(payload("ip", "saddr"), in_net(net));
-    let translated = || has("status", &["dnat"]);
-    let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
-    let accept = || Statement::Accept(None);
-    let drop = || Statement::Drop(None);
-    let masquerade = || Statement::Masquerade(None);
     vec![
         rule(
             "raw",
             "route_localnet is for this host, not for sandboxes",
-            [comes(), is(daddr(), in_net(loopback))],
-            drop(),
+            [comes(), is(daddr(), in_net(LOOPBACK))],
+            Statement::Drop(None),
         ),
         rule(
             "raw",
             "spoofed source",
-            [comes(), is_not(payload("ip", "saddr"), in_net(subnet))],
-            drop(),
+            [comes(), is_not(payload("ip", "saddr"), in_net(*subnet))],
+            Statement::Drop(None),
         ),
+    ]
+}
+
+/// Who may speak with whom by way of this host.
+fn forwarding(Egress { bridge, .. }: &Egress, outward: &[String]) -> Vec<NfListObject<'static>> {
+    let comes = || is(iifname(), text(bridge));
+    let goes = || is(oifname(), text(bridge));
+    let translated = || has("status", &["dnat"]);
+    let accept = || Statement::Accept(None);
+    let drop = || Statement::Drop(None);
+    let inward = outward.iter().map(|name| is_not(oifname(), text(name)));
+    let to_others = [comes(), is(oifkind(), text("bridge")), has_not("status", "dnat")];
+    vec![
         rule(
             "forward",
             "a published port of a sandbox of this host",
@@ -259,18 +287,69 @@ fn way_out(bridge: &str, subnet: Ipv4Net) -> Vec<NfListObject<'static>> {
             accept(),
         ),
         rule("forward", "sandbox to sandbox", [comes(), goes()], drop()),
+        // Docker's own rules would say so, too, but are not asked once `docker.rs` accepted.
+        rule(
+            "forward",
+            "other bridges' containers: by published ports only",
+            to_others.into_iter().chain(inward),
+            drop(),
+        ),
         rule("forward", "answers", [goes(), has("state", &["established", "related"])], accept()),
         rule("forward", "published ports", [goes(), translated()], accept()),
         rule("forward", "nothing else comes in", [goes()], drop()),
-        rule("postrouting", "out", [from(subnet), is_not(oifname(), text(bridge))], masquerade()),
-        rule(
-            "postrouting",
-            "a sandbox's own published port, and its neighbour's",
-            [from(subnet), goes(), translated()],
-            masquerade(),
-        ),
-        rule("postrouting", "from this host's loopback", [from(loopback), goes()], masquerade()),
     ]
+}
+
+/// Under which address, and by UDP under which ports, sandboxes' packets leave.
+fn masquerading(
+    Egress { bridge, subnet, .. }: &Egress,
+    unpublished: Option<&RangeInclusive<u16>>,
+) -> Vec<NfListObject<'static>> {
+    let goes = || is(oifname(), text(bridge));
+    let from = |net| is(payload("ip", "saddr"), in_net(net));
+    let whose: [(&str, Vec<Statement<'static>>); 3] = [
+        ("out", vec![from(*subnet), is_not(oifname(), text(bridge))]),
+        (
+            "a sandbox's own published port, and its neighbour's",
+            vec![from(*subnet), goes(), has("status", &["dnat"])],
+        ),
+        ("from this host's loopback", vec![from(LOOPBACK), goes()]),
+    ];
+    let mut all = Vec::new();
+    for (comment, matches) in whose {
+        if let Some(range) = unpublished {
+            let to = NAT { addr: None, family: None, port: Some(ports(range)), flags: None };
+            let by_udp = matches.iter().cloned().chain([is(l4proto(), text("udp"))]);
+            all.push(rule("postrouting", comment, by_udp, Statement::Masquerade(Some(to))));
+        }
+        all.push(rule("postrouting", comment, matches, Statement::Masquerade(None)));
+    }
+    all
+}
+
+/// The most ports in a row that nothing is published on by UDP; `None` where nothing is published
+/// by UDP at all, so that any port will do.
+///
+/// By TCP an answer is told from a new connection by its flags. By UDP nothing tells them apart: an
+/// answer to a published port would go into the container that published it.
+fn unpublished_ports(mappings: &[Mapping]) -> Option<RangeInclusive<u16>> {
+    let udp = mappings.iter().filter(|it| it.protocol == Protocol::Udp);
+    let published: BTreeSet<u16> = udp.map(|it| it.host_port).collect();
+    if published.is_empty() {
+        return None;
+    }
+    // Below are those that some services trust, because only root may have them.
+    let mut free = 1024_u32;
+    let mut best = free..free;
+    let ends = published.into_iter().map(u32::from).filter(|port| *port >= 1024).chain([65536]);
+    for end in ends {
+        if end - free > best.end - best.start {
+            best = free..end;
+        }
+        free = end + 1;
+    }
+    let (first, last) = (u16::try_from(best.start).ok()?, u16::try_from(best.end - 1).ok()?);
+    (first <= last).then_some(first..=last)
 }
 
 fn rule(

@@ -111,6 +111,21 @@ impl Net {
         repair.await.with_context(|| format!("repair the way out of {}", netns.display()))
     }
 
+    /// Deletes a gateway port and what the kernel still knows of its address, which is free then
+    /// for another; a port that is gone is no error.
+    pub async fn delete_gateway_port(&self, port: &GatewayPort) -> Result<()> {
+        self.delete_link(&port.host_ifname).await?;
+        // A kernel without connection tracking has nothing to forget, so this is not worth failing.
+        match self.forget_connections(port.address).await {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::debug!(address = %port.address, count, "connections of a sandbox that is gone are forgotten");
+            }
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "connections may live on"),
+        }
+        Ok(())
+    }
+
     /// Whether a sandbox has an IPv4 default route in its table `main`; needs root.
     pub async fn has_default_route(&self, netns: &Path) -> Result<bool> {
         let look = async { default_route(&self.sandbox(netns).await?).await };

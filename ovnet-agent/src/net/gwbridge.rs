@@ -82,12 +82,19 @@ impl Net {
             space.set_link(change).await.context("turn its spanning tree off")?;
         }
         space.forward_ipv4_only(GWBRIDGE).await?;
-        space.route_loopback(GWBRIDGE).await?;
         self.give_address(index, address).await?;
         if !message.header.flags.contains(netlink_packet_route::link::LinkFlags::Up) {
             space.set_up(index, GWBRIDGE).await?;
         }
         Ok(Gwbridge { index, name: GWBRIDGE.into(), mac, address })
+    }
+
+    /// Lets packets from and to 127.0.0.0/8 pass [`GWBRIDGE`], as a port of the host needs that
+    /// leads from 127.0.0.1 to a sandbox, or forbids it. Who sits behind the bridge could then
+    /// reach what listens on the host's loopback only, so the firewall must be there before, and
+    /// this be taken back where it is not. Idempotent.
+    pub async fn route_loopback_to_gwbridge(&self, allowed: bool) -> Result<()> {
+        self.space().route_loopback(GWBRIDGE, allowed).await
     }
 
     /// A bridge of this host with its first global IPv4 address; `None` where there is no bridge of

@@ -42,6 +42,8 @@ pub struct Link {
     pub addresses: Vec<Ipv4Net>,
     /// IFF_LOOPBACK.
     pub loopback: bool,
+    /// ifindex of the bridge or bond that it is a port of.
+    pub controller: Option<u32>,
 }
 
 impl Net {
@@ -234,6 +236,7 @@ impl Space {
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Controller(index) => link.controller = Some(*index),
                 LinkAttribute::Address(bytes) => {
                     link.mac = bytes.as_slice().try_into().unwrap_or_default();
                 }

@@ -8,6 +8,7 @@
 use anyhow::{Context as _, Result};
 
 mod changes;
+mod connections;
 mod driver;
 mod external;
 mod gateway_port;

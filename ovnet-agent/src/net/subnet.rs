@@ -13,7 +13,8 @@ use super::{
 
 impl Net {
     /// The subnet for [`GWBRIDGE`]: the one that is wanted, which must not overlap a route of this
-    /// host; else the one that the bridge has; else the first of 172.18.0.0/16 to 172.31.0.0/16
+    /// host, nor be another than that of the sandboxes on the bridge; else the one that the bridge
+    /// has; else the first of 172.18.0.0/16 to 172.31.0.0/16
     /// and of the /20 of 192.168.0.0/16 that overlaps none. An error is one line.
     pub async fn free_gwbridge_subnet(&self, wanted: Option<Ipv4Net>) -> Result<Ipv4Net> {
         let links = self.space().link_messages().await?;
@@ -27,8 +28,14 @@ impl Net {
                 Some((destination(route)?, name.unwrap_or_else(|| "several interfaces".into())))
             })
             .collect();
-        let has = self.gwbridge(GWBRIDGE).await?.map(|bridge| bridge.address.trunc());
-        choose(wanted, has, &taken)
+        let bridge = self.gwbridge(GWBRIDGE).await?;
+        if let (Some(bridge), Some(wanted)) = (&bridge, wanted.map(|wanted| wanted.trunc())) {
+            let ports = links.iter().filter(|link| {
+                super::gwbridge::port_of(link).is_some_and(|(of, _)| of == bridge.index)
+            });
+            keep(bridge.address.trunc(), wanted, ports.count())?;
+        }
+        choose(wanted, bridge.map(|bridge| bridge.address.trunc()), &taken)
     }
 }
 
@@ -71,6 +78,17 @@ fn choose(
             },
             Ok,
         )
+}
+
+/// Refuses another subnet than that of the sandboxes on the bridge, which would lose their way out.
+fn keep(has: Ipv4Net, wanted: Ipv4Net, sandboxes: usize) -> Result<()> {
+    if has == wanted || sandboxes == 0 {
+        return Ok(());
+    }
+    bail!(
+        "{GWBRIDGE} has the subnet {has}, in which {sandboxes} sandboxes have their addresses: \
+         detach them first, or leave --gwbridge-subnet {wanted} away"
+    )
 }
 
 /// Refuses what cannot be the subnet of sandboxes, whatever the routes.
@@ -134,6 +152,15 @@ mod tests {
         assert_eq!(choose(has, has, &routes).unwrap(), net("172.25.0.0/16"));
         let other = Some(net("172.26.0.9/16"));
         assert_eq!(choose(other, has, &routes).unwrap(), net("172.26.0.0/16"), "the network's own");
+    }
+
+    #[test]
+    fn sandboxes_on_the_bridge_keep_their_subnet() {
+        let (has, other) = (net("172.25.0.0/16"), net("172.26.0.0/16"));
+        keep(has, has, 3).unwrap();
+        keep(has, other, 0).unwrap();
+        let error = keep(has, other, 3).unwrap_err().to_string();
+        assert!(error.contains("3 sandboxes") && !error.contains('\n'), "{error}");
     }
 
     #[test]

@@ -81,13 +81,12 @@ impl Space {
             .await
     }
 
-    /// Lets packets from and to 127.0.0.0/8 pass the interface, as a port of the host needs that
-    /// leads from 127.0.0.1 to a sandbox. Who sits behind the interface could then reach what
-    /// listens on the host's loopback only: the firewall must drop that.
-    pub(super) async fn route_loopback(&self, interface: &str) -> Result<()> {
+    /// Whether packets from and to 127.0.0.0/8 may pass the interface.
+    pub(super) async fn route_loopback(&self, interface: &str, allowed: bool) -> Result<()> {
         let name = interface.to_owned();
+        let value = if allowed { "1" } else { "0" };
         self.namespace
-            .inside(move || ensure("ipv4", &name, "route_localnet", "1", Missing::Fails))
+            .inside(move || ensure("ipv4", &name, "route_localnet", value, Missing::Fails))
             .await
     }
 

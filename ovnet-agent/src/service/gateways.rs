@@ -13,40 +13,51 @@ use crate::{consul::schema::mac_of, state::LocalEndpoint};
 
 /// Addresses of gateway ports that no local endpoint has yet. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Gateways {
-    taken: Arc<Mutex<BTreeSet<Ipv4Addr>>>,
+pub(super) struct Gateways(Arc<Mutex<Taken>>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    addresses: BTreeSet<Ipv4Addr>,
+    /// The one handed out last.
+    last: Option<Ipv4Addr>,
 }
 
 impl Gateways {
-    /// The lowest free address of the bridge's subnet, with its prefix length, and the MAC that
-    /// goes with it. Nobody else gets it until it is given back. `bridge` is the bridge's own, and
-    /// `local` lists this host's endpoints.
+    /// The next free address of the bridge's subnet after the last that was taken, with its prefix
+    /// length, and the MAC that goes with it. Nobody else gets it until it is given back. `bridge`
+    /// is the bridge's own, and `local` lists this host's endpoints.
+    ///
+    /// In turn, so that what clients still send to a sandbox that is gone does not reach the next.
     pub(super) fn take(
         &self,
         bridge: Ipv4Net,
         local: impl FnOnce() -> Vec<LocalEndpoint>,
     ) -> Result<(Ipv4Net, [u8; 6])> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Listed now: what is given back is an endpoint's before.
         let used: BTreeSet<_> =
             local().into_iter().filter_map(|it| Some(it.gateway?.address)).collect();
-        let is_free =
-            |it: &Ipv4Addr| *it != bridge.addr() && !used.contains(it) && !taken.contains(it);
-        let address = bridge.hosts().find(is_free).with_context(|| {
+        let is_free = |it: &Ipv4Addr| {
+            *it != bridge.addr() && !used.contains(it) && !taken.addresses.contains(it)
+        };
+        let last = taken.last;
+        let after = bridge.hosts().filter(|it| last.is_some_and(|last| *it > last));
+        let address = after.chain(bridge.hosts()).find(is_free).with_context(|| {
             format!(
                 "every address of the gwbridge's subnet {} is in use: detach something, or give \
                  the agent a larger --gwbridge-subnet",
                 bridge.trunc()
             )
         })?;
-        taken.insert(address);
+        taken.addresses.insert(address);
+        taken.last = Some(address);
         let with_prefix = Ipv4Net::new(address, bridge.prefix_len())?;
         Ok((with_prefix, mac_of(address)))
     }
 
     /// The address is an endpoint's now, or nobody's.
     pub(super) fn give_back(&self, address: Ipv4Addr) {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).addresses.remove(&address);
     }
 }
 
@@ -56,7 +67,7 @@ mod tests {
     use crate::{service::fake, state::GatewayPort};
 
     #[test]
-    fn the_lowest_address_that_nobody_has_is_taken() {
+    fn the_next_address_that_nobody_has_is_taken() {
         let gateways = Gateways::default();
         let bridge: Ipv4Net = "172.18.0.1/29".parse().unwrap();
         let local = [LocalEndpoint {
@@ -75,7 +86,8 @@ mod tests {
             (address.to_string().as_str(), mac),
             ("172.18.0.2/29", [2, 0x42, 172, 18, 0, 2])
         );
-        for last in [4, 5, 6] {
+        gateways.give_back([172, 18, 0, 2].into());
+        for last in [4, 5, 6, 2] {
             assert_eq!(take().unwrap().0.addr(), Ipv4Addr::new(172, 18, 0, last));
         }
         assert_eq!(

@@ -224,7 +224,7 @@ impl Wiring for HostWiring {
     }
 
     async fn delete_gateway(&self, gateway: &GatewayPort) -> Result<()> {
-        self.net.delete_link(&gateway.host_ifname).await?;
+        self.net.delete_gateway_port(gateway).await?;
         self.gateways.give_back(gateway.address);
         Ok(())
     }

@@ -169,7 +169,7 @@ fn every_kind_of_mapping_is_taken_by_nft() {
         }
         assert!(it.firewall.ensure(&all).await.unwrap());
         assert!(!it.firewall.ensure(&all).await.unwrap());
-        let none = Rules { vxlan_port: 4789, egress: None, mappings: vec![] };
+        let none = Rules { egress: None, ..rules(&[]) };
         assert!(it.firewall.ensure(&none).await.unwrap());
         assert!(!it.firewall.ensure(&none).await.unwrap());
         assert_eq!(counted("masqueraded"), 0, "the guard is there");

@@ -31,11 +31,9 @@ fn the_bridge_is_made_once_and_set_right() {
                 assert!(shown.contains(part), "{part} in {shown}");
             }
             assert_eq!(shown.matches("inet ").count(), 1, "{shown}");
-            for (key, value) in [
-                ("ipv4/conf/{}/forwarding", "1"),
-                ("ipv4/conf/{}/route_localnet", "1"),
-                ("ipv6/conf/{}/disable_ipv6", "1"),
-            ] {
+            for (key, value) in
+                [("ipv4/conf/{}/forwarding", "1"), ("ipv6/conf/{}/disable_ipv6", "1")]
+            {
                 let key = key.replace("{}", GWBRIDGE);
                 assert_eq!(net.sysctl(&key).await.as_deref(), Some(value), "{key}");
             }
@@ -53,12 +51,17 @@ fn the_bridge_is_made_once_and_set_right() {
             "link set ovnet_gwbridge type bridge stp_state 1",
         ] {
             ip(spoil);
-            std::fs::write(format!("{conf}/route_localnet"), "0").unwrap();
             std::fs::write(format!("{conf}/forwarding"), "0").unwrap();
             for _ in 0..2 {
                 assert_eq!(net.ensure_gwbridge(subnet, 1450).await.unwrap(), first, "{spoil}");
                 good().await;
             }
+        }
+        let setting = format!("ipv4/conf/{GWBRIDGE}/route_localnet");
+        assert_eq!(net.sysctl(&setting).await.as_deref(), Some("0"), "without rules");
+        for (allowed, value) in [(true, "1"), (true, "1"), (false, "0")] {
+            net.route_loopback_to_gwbridge(allowed).await.unwrap();
+            assert_eq!(net.sysctl(&setting).await.as_deref(), Some(value));
         }
         // Another subnet, within the old one: its address was a secondary one and went with it.
         ip("address add 172.18.4.1/16 dev ovnet_gwbridge");

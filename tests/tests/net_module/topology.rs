@@ -30,6 +30,7 @@ pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 const PATIENCE: Duration = Duration::from_millis(700);
 
 pub(crate) struct Topology {
+    pub(crate) net: Net,
     pub(crate) firewall: Firewall,
     pub(crate) outside: Sandbox,
     pub(crate) first: Sandbox,
@@ -72,7 +73,8 @@ impl Topology {
             ..gateway_spec(&second)
         };
         net.create_gateway_port(&other).await.unwrap();
-        Self { firewall: Firewall::default(), outside, first, second }
+        net.route_loopback_to_gwbridge(true).await.unwrap();
+        Self { net: net.clone(), firewall: Firewall::default(), outside, first, second }
     }
 }
 
@@ -95,6 +97,7 @@ pub(crate) fn rules(ports: &[(Protocol, u16, u16)]) -> Rules {
         own: true,
     });
     Rules {
+        outward: vec!["uplink".into()],
         vxlan_port: 4789,
         egress: Some(Egress { bridge: GWBRIDGE.into(), subnet: "172.18.0.0/16".parse().unwrap() }),
         mappings: mappings.collect(),

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
+use anyhow::anyhow;
 use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
@@ -23,7 +24,7 @@ pub(in crate::reconcile) struct Ports {
     /// The rules last put in force.
     rules: Option<Rules>,
     /// Gateway ports of endpoints that were withdrawn, to be deleted.
-    pub(super) leftovers: Vec<String>,
+    pub(super) leftovers: Vec<GatewayPort>,
     /// The subnet of `ovnet_gwbridge`, once there was one: what it is made again with.
     subnet: Option<Ipv4Net>,
     /// The offloads given to the sandboxes' ends, by the name of the bridge's port.
@@ -75,16 +76,17 @@ impl Worker {
 
     /// Deletes the gateway ports of withdrawn endpoints that no other endpoint of their sandbox uses.
     pub(super) async fn remove_gateways(&mut self, notes: &mut Vec<String>) {
-        for name in std::mem::take(&mut self.ports.leftovers) {
+        for gone in std::mem::take(&mut self.ports.leftovers) {
             let used = self.shared.view().local.values().any(|endpoint| {
-                endpoint.gateway.as_ref().is_some_and(|gateway| gateway.host_ifname == name)
+                let gateway = endpoint.gateway.as_ref();
+                gateway.is_some_and(|gateway| gateway.host_ifname == gone.host_ifname)
             });
             if used {
                 continue;
             }
-            if let Err(error) = self.net.delete_link(&name).await {
+            if let Err(error) = self.net.delete_gateway_port(&gone).await {
                 notes.push(format!("{error:#}"));
-                self.ports.leftovers.push(name);
+                self.ports.leftovers.push(gone);
             }
         }
     }
@@ -106,9 +108,7 @@ impl Worker {
         let there = links.iter().find(|link| link.name == GWBRIDGE);
         let has = there.and_then(|link| link.addresses.first()).map(Ipv4Net::trunc);
         self.ports.subnet = has.or(self.ports.subnet);
-        for (endpoint, _) in local {
-            notes.extend(self.ports.reservations.hold(endpoint));
-        }
+        notes.extend(self.hold_reservations(local).await);
         let (Some(subnet), false) = (self.ports.subnet, own.is_empty()) else { return };
         let mtu = self.uplink.link.mtu;
         let bridge = match self.net.ensure_gwbridge(subnet, mtu).await {
@@ -126,6 +126,15 @@ impl Worker {
                 .await;
             notes.extend(repaired.err().map(|error| format!("{error:#}")));
         }
+    }
+
+    /// Reserves what the endpoints publish; a line for each port that cannot be had.
+    async fn hold_reservations(&self, local: &[(LocalEndpoint, u32)]) -> Vec<String> {
+        let reservations = self.ports.reservations.clone();
+        let endpoints: Vec<_> = local.iter().map(|(endpoint, _)| endpoint.clone()).collect();
+        // Whoever has a port is looked for in `/proc`, process by process.
+        let hold = move || endpoints.iter().flat_map(|it| reservations.hold(it)).collect();
+        tokio::task::spawn_blocking(hold).await.unwrap_or_else(|error| vec![error.to_string()])
     }
 
     /// What the programs must know for published ports.
@@ -181,31 +190,55 @@ impl Worker {
         let bridge = links.iter().find(|link| link.name == GWBRIDGE);
         let subnet = bridge.and_then(|link| link.addresses.first()).map(Ipv4Net::trunc);
         let egress = subnet.map(|subnet| Egress { bridge: GWBRIDGE.to_owned(), subnet });
-        let rules =
-            Rules { vxlan_port: self.shared.options.vxlan_port, egress, mappings: mappings(local) };
+        let rules = Rules {
+            outward: outward(&self.uplink.link.name, links),
+            vxlan_port: self.shared.options.vxlan_port,
+            egress,
+            mappings: mappings(local),
+        };
         if self.ports.rules.as_ref() == Some(&rules) && !whole {
             return;
         }
-        if !Firewall::available() {
-            notes.push(
-                "there is no nft: containers have no way out and can send VXLAN in this host's \
-                 name: install nftables"
-                    .into(),
-            );
-            return;
+        let enforced = if Firewall::available() {
+            self.ports.firewall.ensure(&rules).await.map(drop)
+        } else {
+            Err(anyhow!(
+                "there is no nft: containers have no way out, and can send VXLAN in a host's name: \
+                 install nftables"
+            ))
+        };
+        // Only behind rules that keep sandboxes from the host's loopback, and from others' bridges.
+        if rules.egress.is_some() {
+            let allowed = enforced.is_ok();
+            let route = self.net.route_loopback_to_gwbridge(allowed).await;
+            notes.extend(route.err().map(|error| format!("{error:#}")));
+            // With the rules, not at the next repair: a policy that drops would cut a new sandbox
+            // off until then.
+            if allowed && let Err(error) = firewall::accept_forwarding(GWBRIDGE).await {
+                notes.push(format!("{error:#}"));
+            }
         }
-        // With the rules, not at the next repair: a policy that drops would cut a new sandbox off until
-        // then.
-        if rules.egress.is_some()
-            && let Err(error) = firewall::accept_forwarding(GWBRIDGE).await
-        {
-            notes.push(format!("{error:#}"));
-        }
-        match self.ports.firewall.ensure(&rules).await {
-            Ok(_) => self.ports.rules = Some(rules),
+        match enforced {
+            Ok(()) => self.ports.rules = Some(rules),
             Err(error) => notes.push(format!("{error:#}")),
         }
     }
+}
+
+/// The interfaces that other hosts are behind: the uplink, and each bridge with a port that is no
+/// container's or virtual machine's. Pure.
+fn outward(uplink: &str, links: &[Link]) -> Vec<String> {
+    let leads_out = |bridge: &&Link| {
+        let mut ports = links.iter().filter(|link| link.controller == Some(bridge.index));
+        ports.any(|port| !matches!(port.kind.as_deref(), Some("veth" | "tun")))
+    };
+    let bridges = links.iter().filter(|link| link.kind.as_deref() == Some("bridge"));
+    let bridges = bridges.filter(leads_out).map(|bridge| bridge.name.clone());
+    let mut names: Vec<String> = bridges.chain([uplink.to_owned()]).collect();
+    // In one order: these are compared with those of the last pass.
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// The mappings of published ports, each once: a sandbox in two networks publishes what it does by
@@ -227,4 +260,35 @@ fn mappings(local: &[(LocalEndpoint, u32)]) -> Vec<Mapping> {
         }
     }
     mappings.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bridge_leads_out_where_a_port_of_it_does() {
+        let link = |index, name: &str, kind: &str, controller| Link {
+            index,
+            name: name.into(),
+            kind: (!kind.is_empty()).then(|| kind.into()),
+            controller,
+            ..Link::default()
+        };
+        let links = [
+            link(2, "ens33", "", None),
+            link(3, "ens34", "", Some(10)),
+            link(4, "bond0.7", "vlan", Some(11)),
+            link(5, "veth1", "veth", Some(12)),
+            link(6, "vnet0", "tun", Some(13)),
+            link(7, "veth2", "veth", Some(10)),
+            link(10, "br0", "bridge", None),
+            link(11, "br7", "bridge", None),
+            link(12, "docker0", "bridge", None),
+            link(13, "virbr0", "bridge", None),
+            link(14, "br-empty", "bridge", None),
+        ];
+        assert_eq!(outward("ens33", &links), ["br0", "br7", "ens33"]);
+        assert_eq!(outward("br0", &links), ["br0", "br7"]);
+    }
 }

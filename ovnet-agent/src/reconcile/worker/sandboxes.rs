@@ -104,7 +104,7 @@ impl Worker {
         if let Some(gateway) = &endpoint.gateway
             && endpoint.docker.is_none()
         {
-            self.ports.leftovers.push(gateway.host_ifname.clone());
+            self.ports.leftovers.push(gateway.clone());
         }
         self.own_records.release(network, record);
     }
