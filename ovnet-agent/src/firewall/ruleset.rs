@@ -124,8 +124,29 @@ pub(super) fn shape(batch: &Nftables<'_>) -> BTreeMap<String, usize> {
 fn digest(objects: &[NfListObject<'_>]) -> String {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
-    format!("{objects:?}").hash(&mut hasher);
+    for object in objects {
+        let mut object = serde_json::to_value(object).unwrap_or_default();
+        sort(&mut object);
+        object.to_string().hash(&mut hasher);
+    }
     format!("{DIGEST}{:016x}", hasher.finish())
+}
+
+/// Puts the lists of flags in one order: the crate has sets for them, which have another each time.
+fn sort(value: &mut serde_json::Value) {
+    use serde_json::Value::{Array, Object};
+    match value {
+        Array(items) => items.iter_mut().for_each(sort),
+        Object(fields) => {
+            for (name, field) in fields {
+                sort(field);
+                if let ("flags", Array(flags)) = (name.as_str(), field) {
+                    flags.sort_by_key(ToString::to_string);
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 fn table() -> NfListObject<'static> {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, TryStream, TryStreamExt as _};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-    conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, Tuple},
+    conntrack::{ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, Tuple},
 };
 use nix::errno::Errno;
 use rtnetlink::{
@@ -88,7 +88,12 @@ async fn list(
         Direction::Original => (ConntrackAttribute::CtaTupleOrig(source), [BY_SOURCE, 0]),
         Direction::Reply => (ConntrackAttribute::CtaTupleReply(source), [0, BY_SOURCE]),
     };
-    let question = ConntrackMessage::Get(vec![tuple, filter(flags)]);
+    // As attributes of no type: those of the crate lose the mark of a nested one it does not know.
+    let mut value = vec![0; tuple.value_len()];
+    tuple.emit_value(&mut value);
+    let tuple = DefaultNla::new(tuple.kind() | NESTED, value);
+    let message_type = ConntrackMessageType::Get.into();
+    let question = ConntrackMessage::Other { message_type, attributes: vec![tuple, filter(flags)] };
     let mut answers = ask(handle, question, NLM_F_REQUEST | NLM_F_DUMP)?;
     let mut found = Vec::new();
     while let Some(answer) = answers.try_next().await? {
@@ -150,7 +155,7 @@ fn understood(payload: NetlinkPayload<NetfilterMessage>) -> Option<Result<Conntr
 }
 
 /// `CTA_FILTER`, with the flags for the original tuple and for the reply's.
-fn filter(flags: [u32; 2]) -> ConntrackAttribute {
+fn filter(flags: [u32; 2]) -> DefaultNla {
     let mut value = Vec::new();
     for (kind, flags) in CTA_FILTER_FLAGS.into_iter().zip(flags) {
         // An attribute of four bytes: its length with its header, its kind, and the flags.
@@ -158,7 +163,7 @@ fn filter(flags: [u32; 2]) -> ConntrackAttribute {
         value.extend(kind.to_ne_bytes());
         value.extend(flags.to_ne_bytes());
     }
-    ConntrackAttribute::Other(DefaultNla::new(CTA_FILTER | NESTED, value))
+    DefaultNla::new(CTA_FILTER | NESTED, value)
 }
 
 fn source_of(attributes: &[ConntrackAttribute], direction: Direction) -> Option<Ipv4Addr> {

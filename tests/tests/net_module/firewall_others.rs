@@ -165,7 +165,7 @@ fn what_the_kernel_knows_of_an_address_is_forgotten_with_it() {
         let mut own = it.first.run(|| connect(SocketAddr::from((OUTSIDE, 8000))).unwrap().0);
         let client = it.outside.run(|| UdpSocket::bind("0.0.0.0:7777").unwrap());
         client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let mut answered = || {
+        let answered = || {
             client.send_to(b"x", (HOST, 1053)).unwrap();
             client.recv_from(&mut [0; 100]).is_ok()
         };
