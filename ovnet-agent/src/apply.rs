@@ -80,3 +80,28 @@ pub(crate) fn record(tables: &mut Tables, op: &Op) {
         Op::Attach(_) | Op::Detach(_) | Op::RemoveLink(_) => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ovnet_common::published::{PublishedKey, PublishedValue};
+
+    use super::*;
+    use crate::datapath::Attachment;
+
+    #[test]
+    fn nothing_is_published_to_where_answers_are_not_translated() {
+        let attach = |program, ifindex| {
+            let interface = format!("ovnetg{ifindex}");
+            Op::Attach(Attachment { program, ifindex, interface, xdp: None })
+        };
+        let publish = |ifindex| {
+            let value = PublishedValue { ifindex, ..PublishedValue::default() };
+            Op::SetPublished(PublishedKey::default(), value)
+        };
+        assert!(forbids(&attach(Program::FromGwbridge, 7), &publish(7)));
+        assert!(!forbids(&attach(Program::FromGwbridge, 7), &publish(8)), "another's");
+        assert!(!forbids(&attach(Program::FromContainer, 7), &publish(7)), "another program");
+        let taken_back = Op::RemovePublished(PublishedKey::default());
+        assert!(!forbids(&attach(Program::FromGwbridge, 7), &taken_back));
+    }
+}

@@ -3,6 +3,8 @@
 //! It changes nothing. A row that fails is something the agent cannot run without; a warning costs
 //! speed, or needs the operator's eye.
 
+mod network;
+
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
@@ -12,16 +14,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::{
-    config::Dns,
-    docker, firewall,
-    net::{EXTERNAL, Net, Uplink, native_xdp_keeps_offloads},
-};
+use crate::{config::Dns, docker, firewall, net::Net};
 
 /// How long the probe of Consul may take.
 const CONSUL: Duration = Duration::from_secs(5);
-/// Bytes that the overlay adds in front of a packet of a container.
-const OVERHEAD: u32 = 50;
 /// Oldest kernel the programs can be loaded on, and the first with TCX. XDP in several buffers came
 /// with 5.18, the tunnel key's local address with 5.19, and 6.1 is the long-term kernel after them.
 const OLDEST: (u32, u32) = (6, 1);
@@ -88,12 +84,13 @@ pub async fn rows(
     match net.uplink(&input.advertise).await {
         Ok(uplink) => {
             rows.push(ok("uplink", format!("{} {}", uplink.link.name, uplink.address)));
-            uplink_rows(&net, &uplink, &mut rows).await;
+            network::uplink_rows(&net, &uplink, &mut rows).await;
         }
         Err(error) => rows.push(fail("uplink", input.advertise.clone(), format!("{error:#}"))),
     }
-    rows.push(vxlan_port(&net, input.vxlan_port).await?);
-    rows.push(forwarding(&net).await);
+    rows.push(network::vxlan_port(&net, input.vxlan_port).await?);
+    rows.push(network::forwarding(&net).await);
+    rows.push(network::picks_up_connections(&net).await);
     rows.push(firewall::row().await);
     rows.extend(docker::setup::row(&net, input.dns).await);
     rows.push(match tokio::time::timeout(CONSUL, consul).await {
@@ -248,105 +245,6 @@ fn bpffs(folder: &Path) -> Row {
     }
     let value = format!("none at {shown}");
     fail(ITEM, value, "mount -t bpf bpf /sys/fs/bpf, or give --bpffs a folder below a mounted one")
-}
-
-async fn uplink_rows(net: &Net, uplink: &Uplink, rows: &mut Vec<Row>) {
-    let link = &uplink.link;
-    let name = &link.name;
-    let endpoints = link.mtu.saturating_sub(OVERHEAD);
-    let value = format!("{} (endpoints get {endpoints})", link.mtu);
-    rows.push(match endpoints {
-        0..68 => fail("uplink MTU", value, "no IPv4 packet fits: raise the MTU of the uplink"),
-        68..1280 => warn("uplink MTU", value, "some programs expect 1280 at least: raise the MTU"),
-        _ => ok("uplink MTU", value),
-    });
-
-    match net.offloads(name).context("cannot be read") {
-        Ok(offloads) => {
-            let state = |on: bool| if on { "on" } else { "off" };
-            let row = |item, on: bool, good: bool, advice: String| {
-                if on == good { ok(item, state(on)) } else { warn(item, state(on), advice) }
-            };
-            rows.push(row(
-                "uplink GRO",
-                offloads.gro,
-                true,
-                format!("TCP is received packet by packet: ethtool -K {name} gro on"),
-            ));
-            rows.push(row(
-                "uplink LRO",
-                offloads.lro,
-                false,
-                format!("packets merged so must not be passed on: ethtool -K {name} lro off"),
-            ));
-            rows.push(row(
-                "tunnel segmentation",
-                offloads.tx_udp_tunnel_segmentation,
-                true,
-                format!(
-                    "the kernel segments in software; where the card can: ethtool -K {name} \
-                     tx-udp_tnl-segmentation on"
-                ),
-            ));
-        }
-        Err(error) => rows.push(warn("uplink offloads", "unknown", format!("{error:#}"))),
-    }
-
-    let driver = link.driver.as_deref();
-    let keeps = native_xdp_keeps_offloads(driver);
-    let decision = if keeps { "native" } else { "off" };
-    let driver = driver.unwrap_or("unknown driver");
-    rows.push(ok("XDP (auto)", format!("{decision}, {driver}")));
-    rows.push(rp_filter(net, name).await);
-}
-
-async fn rp_filter(net: &Net, uplink: &str) -> Row {
-    const ITEM: &str = "rp_filter";
-    let mut strictest = None;
-    // The kernel takes the larger number of the two (IN_DEV_RPFILTER).
-    for of in ["all", uplink] {
-        let value = net.sysctl(&format!("ipv4/conf/{of}/rp_filter")).await;
-        strictest = strictest.max(value.and_then(|value| value.parse::<u8>().ok()));
-    }
-    match strictest {
-        Some(1) => warn(
-            ITEM,
-            "strict",
-            format!(
-                "drops what the kernel's path carries where routes differ by direction: sysctl -w \
-                 net.ipv4.conf.{uplink}.rp_filter=2"
-            ),
-        ),
-        Some(0) => ok(ITEM, "off"),
-        Some(_) => ok(ITEM, "loose"),
-        None => warn(ITEM, "unknown", "/proc/sys cannot be read"),
-    }
-}
-
-async fn vxlan_port(net: &Net, port: u16) -> Result<Row> {
-    const ITEM: &str = "VXLAN port";
-    const ADVICE: &str = "or give all hosts another with --vxlan-port";
-    if let Some(other) = net.vxlan_devices(port).await?.first() {
-        let value = format!("{port}, taken by {other}");
-        return Ok(fail(ITEM, value, format!("ip link delete {other}, {ADVICE}")));
-    }
-    if net.link(EXTERNAL).await?.is_some() {
-        return Ok(ok(ITEM, format!("{port}, {EXTERNAL} is there")));
-    }
-    if net.udp_port_is_bound(port).await.unwrap_or(false) {
-        let advice = format!("stop what `ss -ulpn 'sport = :{port}'` shows, {ADVICE}");
-        return Ok(fail(ITEM, format!("{port}, taken"), advice));
-    }
-    Ok(ok(ITEM, format!("{port}, free")))
-}
-
-async fn forwarding(net: &Net) -> Row {
-    const ITEM: &str = "IPv4 forwarding";
-    match net.sysctl("ipv4/ip_forward").await.as_deref() {
-        Some("0") => ok(ITEM, "off; the agent turns it on for its own interfaces only"),
-        Some(_) => ok(ITEM, "on"),
-        None => warn(ITEM, "unknown", "/proc/sys cannot be read"),
-    }
 }
 
 fn ok(item: &'static str, value: impl Into<String>) -> Row {

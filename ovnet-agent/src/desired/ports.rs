@@ -185,6 +185,21 @@ mod tests {
     }
 
     #[test]
+    fn who_a_sandbox_is_on_the_bridge_is_entered_for_ours_only() {
+        let own = endpoint(&[]);
+        let desired = entered(&inputs(), std::slice::from_ref(&own));
+        let (address, mac) = (mapped([172, 18, 0, 2]), [2, 0x42, 172, 18, 0, 2]);
+        let expected = PortValue { vni: 0, address, mac, reserved: 0 };
+        assert_eq!(desired.tables.ports, BTreeMap::from([(9, expected)]));
+
+        let mut dockers = endpoint(&[port([0; 4], 90)]);
+        let docker = crate::state::DockerEndpoint { network: "a".repeat(64), container: None };
+        dockers.0.docker = Some(docker);
+        let desired = entered(&inputs(), &[dockers]);
+        assert!(desired.tables.ports.is_empty() && !desired.tables.published.is_empty());
+    }
+
+    #[test]
     fn nothing_is_entered_without_a_way_to_deliver() {
         let ports = [port([0; 4], 90)];
         let unused = |inputs: &PortInputs, endpoint| {
