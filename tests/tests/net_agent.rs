@@ -20,5 +20,7 @@ mod ports;
 mod requests;
 #[path = "net_agent/survives.rs"]
 mod survives;
+#[path = "net_agent/syn_flood.rs"]
+mod syn_flood;
 #[path = "net_agent/wrong_input.rs"]
 mod wrong_input;
