@@ -176,6 +176,8 @@ numbered! {
         TunnelKey = 57, "tunnel-key";
         /// A packet of a published port could not be rewritten to its end: no memory.
         TranslateFailed = 58, "translate-failed";
+        /// A sandbox sent to 127.0.0.0/8 by its way out: the host's own loopback is not its.
+        HostLoopback = 59, "host-loopback";
     }
 }
 

@@ -62,8 +62,13 @@ fn is_itself(ctx: &TcContext) -> Result<(), DropReason> {
         ethernet::IPV4 => {
             let frame = Frame::tc_pulled(ctx, ethernet::LEN + ipv4::LEN);
             let ip = frame.and_then(|frame| Ipv4::read(&frame, ethernet::LEN));
-            let source = ip.ok_or(DropReason::Truncated)?.source;
-            if mapped(source) == port.address { Ok(()) } else { Err(DropReason::SpoofedAddress) }
+            let ip = ip.ok_or(DropReason::Truncated)?;
+            if mapped(ip.source) != port.address {
+                return Err(DropReason::SpoofedAddress);
+            }
+            // The bridge routes its host's 127.0.0.1 to sandboxes. That nothing comes back this way
+            // must not hang on rules that somebody may flush.
+            if ip.destination[0] == 127 { Err(DropReason::HostLoopback) } else { Ok(()) }
         }
         ethernet::ARP => arp::is_by(ctx, &port),
         _ => Ok(()),

@@ -66,8 +66,8 @@ fn find(
     let sender = match direction {
         // Sent to whom the packet is said to come from.
         Direction::In => about.source == ip.destination,
-        // Sent by whom the packet was for.
-        Direction::Back => about.destination == ip.source,
+        // Sent by whom the packet was for, to whom it came from.
+        Direction::Back => about.destination == ip.source && about.source == ip.destination,
     };
     if about.version_ihl != ipv4::NO_OPTIONS
         || about.is_later_fragment()

@@ -28,6 +28,10 @@ pub(crate) fn is_martian(ctx: *mut c_void, scratch: &mut Scratch) -> bool {
     const NOT_FORWARDING: i64 = BPF_FIB_LKUP_RET_FWD_DISABLED as i64;
     let Some(config) = maps::config() else { return true };
     let Scratch { key, fib, .. } = scratch;
+    // The FIB of a host with a default route leads these out like anybody.
+    if matches!(key.source[12], 0 | 127 | 224..) {
+        return true;
+    }
     // SAFETY: integers only, for which zeroes are a value.
     *fib = unsafe { core::mem::zeroed() };
     fib.family = AF_INET;
@@ -45,9 +49,9 @@ pub(crate) fn is_martian(ctx: *mut c_void, scratch: &mut Scratch) -> bool {
         // is published on are at least known.
         NOT_FORWARDING => {
             scratch.published.address = scratch.key.source;
-            scratch.key.source[12] == 127 || maps::published(&scratch.published).is_some()
+            maps::published(&scratch.published).is_some()
         }
-        // Local, broadcast, multicast, or nowhere.
+        // Local, broadcast, or nowhere.
         _ => true,
     }
 }

@@ -33,13 +33,6 @@ pub(super) fn has(key: &'static str, flags: &[&'static str]) -> Statement<'stati
     Statement::Match(Match { left, right, op: Operator::IN })
 }
 
-/// `ct status & flag == 0`: the flag is not set.
-pub(super) fn has_not(key: &'static str, flag: &'static str) -> Statement<'static> {
-    let left = Expression::Named(NamedExpression::CT(CT { key: key.into(), ..CT::default() }));
-    let masked = BinaryOperation::AND(left, text(flag));
-    is(Expression::BinaryOperation(Box::new(masked)), Expression::Number(0))
-}
-
 /// `left & (of) != value`
 pub(super) fn bits_are_not(
     left: Words,

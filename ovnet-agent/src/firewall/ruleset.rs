@@ -15,8 +15,8 @@ use nftables::{
 };
 
 use super::expression::{
-    address, bits_are_not, daddr, destination_is_local, has, has_not, iifkind_is, iifname, in_net,
-    is, is_not, l4proto, oifkind, oifname, payload, port, ports, source_is_elsewhere, text,
+    address, bits_are_not, daddr, destination_is_local, has, iifkind_is, iifname, in_net, is,
+    is_not, l4proto, oifkind, oifname, payload, port, ports, source_is_elsewhere, text,
 };
 use crate::publish::Protocol;
 
@@ -288,6 +288,17 @@ fn way_in(Egress { bridge, subnet, .. }: &Egress) -> Vec<NfListObject<'static>> 
             [comes(), is_not(payload("ip", "saddr"), in_net(*subnet))],
             Statement::Drop(None),
         ),
+        rule(
+            "raw",
+            "a sandbox's address, from elsewhere",
+            [
+                is_not(iifname(), text(bridge)),
+                // This host itself, which has the first address of the subnet.
+                is_not(iifname(), text("lo")),
+                is(payload("ip", "saddr"), in_net(*subnet)),
+            ],
+            Statement::Drop(None),
+        ),
     ]
 }
 
@@ -299,7 +310,7 @@ fn forwarding(Egress { bridge, .. }: &Egress, outward: &[String]) -> Vec<NfListO
     let accept = || Statement::Accept(None);
     let drop = || Statement::Drop(None);
     let inward = outward.iter().map(|name| is_not(oifname(), text(name)));
-    let to_others = [comes(), is(oifkind(), text("bridge")), has_not("status", "dnat")];
+    let to_others = || [comes(), is(oifkind(), text("bridge"))];
     vec![
         rule(
             "forward",
@@ -308,11 +319,18 @@ fn forwarding(Egress { bridge, .. }: &Egress, outward: &[String]) -> Vec<NfListO
             accept(),
         ),
         rule("forward", "sandbox to sandbox", [comes(), goes()], drop()),
-        // Docker's own rules would say so, too, but are not asked once `docker.rs` accepted.
+        rule(
+            "forward",
+            "a published port of another bridge's container",
+            to_others().into_iter().chain([translated()]),
+            accept(),
+        ),
+        // Docker's own rules would say so, too, but are not asked once `docker.rs` accepted. Without
+        // a word about connections: what belongs to none is meant, too.
         rule(
             "forward",
             "other bridges' containers: by published ports only",
-            to_others.into_iter().chain(inward),
+            to_others().into_iter().chain(inward),
             drop(),
         ),
         rule("forward", "answers", [goes(), has("state", &["established", "related"])], accept()),

@@ -1,6 +1,9 @@
 //! The kernel's connection tracking: the only place that speaks ctnetlink.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, TryStream, TryStreamExt as _};
@@ -28,6 +31,8 @@ const CTA_FILTER: u16 = 25;
 const CTA_FILTER_FLAGS: [u16; 2] = [1, 2];
 /// `CTA_FILTER_FLAG(CTA_IP_SRC)`
 const BY_SOURCE: u32 = 1;
+/// How long it may take: who asks has other things to do than to wait for a table of millions.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// `NLA_F_NESTED`
 const NESTED: u16 = 1 << 15;
 
@@ -46,7 +51,9 @@ impl Net {
             }
             anyhow::Ok(forgotten)
         };
-        forget.await.with_context(|| format!("forget the connections of {address}"))
+        let what = || format!("forget the connections of {address}");
+        let forgotten = tokio::time::timeout(PATIENCE, forget).await;
+        forgotten.map_err(anyhow::Error::from).with_context(what)?.with_context(what)
     }
 
     async fn ctnetlink(&self) -> Result<ConnectionHandle<NetfilterMessage>> {
@@ -77,7 +84,7 @@ enum Direction {
     Reply,
 }
 
-/// The connections whose tuple of this direction has the address as its source.
+/// What the connections are deleted by whose tuple of this direction has the address as its source.
 async fn list(
     handle: &mut ConnectionHandle<NetfilterMessage>,
     direction: Direction,
@@ -97,9 +104,15 @@ async fn list(
     let mut answers = ask(handle, question, NLM_F_REQUEST | NLM_F_DUMP)?;
     let mut found = Vec::new();
     while let Some(answer) = answers.try_next().await? {
-        if let ConntrackMessage::New(attributes) = answer
+        if let ConntrackMessage::New(mut attributes) = answer
             && source_of(&attributes, direction) == Some(address)
         {
+            // There may be many: only what they are deleted by is kept.
+            attributes.retain(|attribute| match attribute {
+                ConntrackAttribute::CtaTupleOrig(_) => true,
+                ConntrackAttribute::Other(other) => other.kind() == CTA_ID,
+                _ => false,
+            });
             found.push(attributes);
         }
     }
@@ -111,13 +124,7 @@ async fn delete(
     handle: &mut ConnectionHandle<NetfilterMessage>,
     connection: Vec<ConntrackAttribute>,
 ) -> Result<bool> {
-    let mut identity = connection;
-    identity.retain(|attribute| match attribute {
-        ConntrackAttribute::CtaTupleOrig(_) => true,
-        ConntrackAttribute::Other(other) => other.kind() == CTA_ID,
-        _ => false,
-    });
-    let question = ConntrackMessage::Delete(identity);
+    let question = ConntrackMessage::Delete(connection);
     let mut answers = ask(handle, question, NLM_F_REQUEST | NLM_F_ACK)?;
     match answers.try_next().await {
         Ok(_) => Ok(true),

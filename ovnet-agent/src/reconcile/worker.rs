@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use ovnet_common::abi::unmapped;
+use ovnet_common::abi::{mapped, unmapped};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub(in crate::reconcile) use self::ports::Ports;
@@ -408,15 +408,22 @@ pub fn host_record(node: &str, uplink: &Uplink, port: u16) -> HostRecord {
     }
 }
 
-/// Whether an endpoint cannot work without this step.
+/// Whether an endpoint cannot work without this step, or not without being trusted too far.
 fn concerns(op: &Op, endpoint: &LocalEndpoint) -> bool {
     let vni = endpoint.network.vni;
+    let gateway = endpoint.gateway.as_ref();
     match op {
         Op::SetConfig(_) => true,
         Op::SetNetwork(of, _) => *of == vni,
         Op::SetEndpoint(key, value) => key.vni == vni && value.ifindex != 0,
+        Op::SetPort(_, value) if value.vni == 0 => {
+            gateway.is_some_and(|it| mapped(it.address.octets()) == value.address)
+        }
         Op::SetPort(_, value) => value.vni == vni,
-        Op::Attach(attachment) => attachment.interface == endpoint.host_ifname,
+        Op::Attach(attachment) => {
+            attachment.interface == endpoint.host_ifname
+                || gateway.is_some_and(|it| it.host_ifname == attachment.interface)
+        }
         _ => false,
     }
 }

@@ -55,6 +55,12 @@ impl Gateways {
         Ok((with_prefix, mac_of(address)))
     }
 
+    /// Nobody gets the address until it is given back, although its endpoint has it no more: its
+    /// port, and what the kernel remembers of it, have yet to go.
+    pub(super) fn hold(&self, address: Ipv4Addr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).addresses.insert(address);
+    }
+
     /// The address is an endpoint's now, or nobody's.
     pub(super) fn give_back(&self, address: Ipv4Addr) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).addresses.remove(&address);
@@ -95,6 +101,7 @@ mod tests {
             "every address of the gwbridge's subnet 172.18.0.0/29 is in use: detach something, or \
              give the agent a larger --gwbridge-subnet"
         );
+        gateways.hold([172, 18, 0, 3].into());
         gateways.give_back([172, 18, 0, 5].into());
         assert_eq!(take().unwrap().0.addr(), Ipv4Addr::new(172, 18, 0, 5));
     }

@@ -248,7 +248,20 @@ impl Wiring for HostWiring {
     }
 
     async fn remove_local(&self, id: &str) -> Result<()> {
-        self.reconciler.remove_local(id).await
+        let local = self.local();
+        let gateway = local.iter().find(|it| it.record.id == id && it.docker.is_none());
+        let gateway = gateway.and_then(|it| it.gateway.as_ref());
+        let shares = |it: &&LocalEndpoint| it.gateway.as_ref() == gateway;
+        // The last of its sandbox: `delete_gateway` is next, and gives the address back.
+        let last = gateway.filter(|_| local.iter().filter(shares).count() == 1);
+        if let Some(gateway) = last {
+            self.gateways.hold(gateway.address);
+        }
+        let removed = self.reconciler.remove_local(id).await;
+        if let (Some(gateway), Err(_)) = (last, &removed) {
+            self.gateways.give_back(gateway.address);
+        }
+        removed
     }
 
     fn status(&self) -> Status {

@@ -84,7 +84,7 @@ fn possible(program: Program) -> Vec<u8> {
             OuterChecksum,
             EcnInvalid,
         ],
-        Program::FromGwbridge => &[Truncated, SpoofedMac, SpoofedAddress, EtherType],
+        Program::FromGwbridge => &[Truncated, SpoofedMac, SpoofedAddress, EtherType, HostLoopback],
     };
     let deliver = Verdict::Deliver(0).code();
     let others: Vec<u8> = match program {

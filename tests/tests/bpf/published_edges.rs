@@ -3,7 +3,7 @@
 use ovnet_common::{
     abi::Program,
     verdict::{
-        DropReason::{EtherType, SpoofedAddress, SpoofedMac, Truncated},
+        DropReason::{EtherType, HostLoopback, SpoofedAddress, SpoofedMac, Truncated},
         KernelReason::{Fragment, Martian, TimeExceeded, TooLong},
         Verdict::{Drop, Kernel, Pass, Publish, Return},
     },
@@ -251,6 +251,7 @@ fn limits() -> Vec<Scenario> {
                 spoofed(|frame| frame[6..12].copy_from_slice(&CONTAINER_A1.mac), SpoofedMac),
                 spoofed(|frame| frame[29] = 7, SpoofedAddress),
                 spoofed(|frame| frame.truncate(33), Truncated),
+                spoofed(|frame| frame[30] = 127, HostLoopback),
                 tagged,
                 announced(SANDBOX, SANDBOX, Pass),
                 announced(SANDBOX, Party { address: [0; 4], ..SANDBOX }, Pass),

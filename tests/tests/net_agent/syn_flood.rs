@@ -94,9 +94,10 @@ fn flood_it(cluster: &Cluster) {
         status["flow_entries"], status["flow_capacity"],
     );
     assert!(asked >= CONNECTIONS as u64, "those that talk were answered {asked} times");
-    // Nothing is lost on the way in, and nothing of it is the kernel's to remember.
-    let arrived = published + full;
-    assert!(arrived >= u64::from(SYNS) * 99 / 100, "{arrived} of {SYNS}");
+    // Nothing is lost on the way in, and nothing of it is the kernel's to remember. Each question is
+    // a packet, and may be one more for the answer's acknowledgement.
+    let arrived = (published + full).saturating_sub(2 * asked);
+    assert!(arrived >= u64::from(SYNS) * 97 / 100, "{arrived} of {SYNS}");
     assert_eq!(full, 0, "an LRU makes room");
     let remembered = self::tracked(cluster);
     assert!(remembered <= tracked + 2 * CONNECTIONS as u64, "{tracked} became {remembered}");
@@ -110,6 +111,7 @@ fn flood_it(cluster: &Cluster) {
     ask(&mut connected()).unwrap();
     let picked_up = counters.since().packets("docker01", "from_uplink", "kernel-no-flow");
     println!("{picked_up} packets of connections without entries went on by the kernel");
+    assert!(picked_up >= CONNECTIONS as u64, "the silent ones were to be pushed out");
 }
 
 /// Sends the SYNs, each in the name of another address and port.
