@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use nix::sched::{CloneFlags, setns};
 
 use super::Cluster;
@@ -66,8 +66,21 @@ impl Drop for ProgramWatch {
 }
 
 /// Names of the programs at TCX ingress of an interface, first to last.
+///
+/// The list has ids, and one that is replaced before it is opened is gone by then: that says nothing
+/// of what is attached, so the list is read again.
 fn names(interface: &str) -> Result<Vec<String>, String> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)
-        .map_err(|error| error.to_string())?;
+    let mut attempts = 3;
+    let programs = loop {
+        attempts -= 1;
+        match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
+            Ok((_, programs)) => break programs,
+            Err(ProgramError::SyscallError(error))
+                if attempts > 0
+                    && error.call == "bpf_prog_get_fd_by_id"
+                    && error.io_error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    };
     Ok(programs.iter().map(|it| it.name_as_str().unwrap_or_default().to_owned()).collect())
 }

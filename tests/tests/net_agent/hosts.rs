@@ -100,11 +100,16 @@ fn changes_of_hosts_uplinks_and_sandboxes_are_followed() {
     let veth = text(&of_t5.unwrap()["local"], "host_ifname").unwrap().to_owned();
     cluster.sh("docker02", &format!("ip link del {veth}"));
     withdrawn(&cluster, t5);
-    let footprint = cluster.footprint("docker02");
-    let links = &footprint.links;
-    assert_eq!(links.len(), 4, "ovnet-vx, the bridge, and two of t2: {links:?}");
-    assert_eq!(footprint.state.iter().filter(|it| it.ends_with(".json")).count(), 1);
-    assert_eq!(footprint.pins.iter().filter(|it| it.contains("from_container")).count(), 1);
+    // The record goes first, while the pass that withdraws the sandbox goes on.
+    until(
+        "ovnet-vx, the bridge and two links of t2 to be all there is, with its pin and file",
+        || {
+            let footprint = cluster.footprint("docker02");
+            let states = footprint.state.iter().filter(|it| it.ends_with(".json")).count();
+            let pins = footprint.pins.iter().filter(|it| it.contains("from_container")).count();
+            ((footprint.links.len(), states, pins) == (4, 1, 1)).then_some(())
+        },
+    );
     cluster.wait_ping("docker02/t2", t1);
 
     steps.begin("a host is lost: not before its lease and the grace are over");
