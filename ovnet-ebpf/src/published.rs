@@ -81,7 +81,8 @@ pub(crate) fn find(
     Some((transport, to))
 }
 
-/// What to make of a published port's packet; it is in `scratch` afterwards. The context is that of the program, of whichever type.
+/// What to make of a published port's packet; it is in `scratch` afterwards. The context is that of
+/// the program, of whichever type.
 #[inline(always)]
 pub(crate) fn decide(
     ctx: *mut c_void,

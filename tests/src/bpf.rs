@@ -324,6 +324,8 @@ fn build_links() {
     let (far, router) = (address(HOST_E), address(ROUTER));
     ip(&format!("route add {far}/32 via {router} mtu lock {ROUTED_MTU}"));
     ip(&format!("route add {}/32 via {router}", address(CLIENT)));
+    // As a default route would lead them.
+    ip(&format!("route add 224.0.0.0/4 via {router}"));
     ip(&format!("address add {}/32 dev lo", std::net::Ipv4Addr::from(SECOND_ADDRESS)));
     // A network behind another interface of this host.
     ip(&format!("address add {}/24 dev gw", address(GWBRIDGE)));

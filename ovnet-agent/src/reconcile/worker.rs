@@ -432,3 +432,6 @@ fn answer<T>(reply: oneshot::Sender<Result<T>>, result: Result<T>) {
     // Whoever asked may have given up; the work is done all the same.
     let _ = reply.send(result);
 }
+
+#[cfg(test)]
+mod tests;

@@ -176,6 +176,10 @@ fn errors() -> Vec<Scenario> {
             TCP => tcp_in(Program::FromUplink, SYN, b""),
             _ => udp_in(Program::FromUplink, b"begin"),
         };
+        // About the client's packet, and to somebody else.
+        let turned = Ipv4::new(SANDBOX.address, HOST_B.address, ICMP);
+        let turned = from_sandbox(&turned, &icmp_error(3, 3, 0, &about(&got, (CLIENT_PORT, PORT))));
+        let turned = Step::stays(Program::FromGwbridge, GATEWAY_PORT, turned, Pass);
         let elsewhere = Step { ifindex: OTHER_GATEWAY_PORT, ..again() };
         let elsewhere =
             Step { packet: back.packet.clone(), program: Program::FromGwbridge, ..elsewhere };
@@ -186,6 +190,7 @@ fn errors() -> Vec<Scenario> {
                 begin,
                 inwards,
                 back,
+                turned,
                 elsewhere.left(Pass),
                 Step::stays(Program::FromUplink, UPLINK, echo, Pass),
             ],

@@ -54,8 +54,20 @@ fn other_bridges_containers_answer_sandboxes_on_published_ports_only() {
             assert!(ask(None, Tcp, OTHER, 6379).is_some(), "the server is there");
             assert_eq!(ask(Some(&it.first), Tcp, OTHER, 6379), None, "nobody published it");
             assert!(counted("other bridges' containers") > 0);
-            // As Docker does for `-p 6380:6379`.
+            // What connection tracking knows nothing of is no exception.
+            let received = container.run(|| UdpSocket::bind("0.0.0.0:7000").unwrap());
+            received.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
             nft("add table ip others");
+            nft("add chain ip others raw { type filter hook prerouting priority -300 ; }");
+            nft("add rule ip others raw udp dport 7000 notrack");
+            let before = counted("other bridges' containers");
+            it.first.run(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.send_to(b"untracked", (OTHER, 7000)).unwrap();
+            });
+            assert!(received.recv_from(&mut [0; 100]).is_err());
+            assert_eq!(counted("other bridges' containers"), before + 1);
+            // As Docker does for `-p 6380:6379`.
             nft("add chain ip others in { type nat hook prerouting priority -100 ; }");
             nft("add rule ip others in tcp dport 6380 dnat to 172.17.0.2:6379");
             assert!(ask(Some(&it.first), Tcp, HOST, 6380).is_some(), "a published port");
@@ -70,6 +82,31 @@ fn other_bridges_containers_answer_sandboxes_on_published_ports_only() {
             assert!(ask(Some(&it.first), Tcp, OTHER, 6379).is_some());
         },
     );
+}
+
+#[test]
+fn nobody_elsewhere_passes_for_a_sandbox_or_its_gateway() {
+    with_sandboxes("nobody_elsewhere_passes_for_a_sandbox_or_its_gateway", async |it| {
+        for interface in ["all", "uplink"] {
+            let setting = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
+            std::fs::write(setting, "0").unwrap();
+        }
+        let received = it.first.run(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+        received.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        it.firewall.ensure(&rules(&[(Udp, 1053, 53)])).await.unwrap();
+        it.outside.ip("address add 172.18.0.3/32 dev lo");
+        let send = |from: Ipv4Addr| {
+            it.outside.run(move || {
+                UdpSocket::bind((from, 0)).unwrap().send_to(b"x", (HOST, 1053)).unwrap();
+            });
+        };
+        let mut buffer = [0; 100];
+        send(OUTSIDE);
+        assert!(received.recv_from(&mut buffer).is_ok(), "the port is published");
+        send(super::topology::SECOND);
+        assert!(received.recv_from(&mut buffer).is_err());
+        assert_eq!(counted("a sandbox's address, from elsewhere"), 1);
+    });
 }
 
 #[test]
