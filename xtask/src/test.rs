@@ -38,12 +38,15 @@ enum Layer {
     Consul,
     /// Real Docker daemons, on hosts as namespaces.
     Docker,
+    /// Whatever can fail, failing under running traffic.
+    Faults,
     /// All of them.
     All,
 }
 
 /// The layers in the order they are run: the quick ones first.
-const LAYERS: &[Layer] = &[Layer::Unit, Layer::Bpf, Layer::Consul, Layer::Net, Layer::Docker];
+const LAYERS: &[Layer] =
+    &[Layer::Unit, Layer::Bpf, Layer::Consul, Layer::Net, Layer::Docker, Layer::Faults];
 
 /// Runs the layers, and prints the summary last.
 ///
@@ -103,6 +106,7 @@ impl Layer {
             Self::Net => "net",
             Self::Consul => "consul",
             Self::Docker => "docker",
+            Self::Faults => "faults",
             Self::All => "all",
         }
     }
@@ -137,7 +141,7 @@ impl Layer {
             // Traffic and timing of one test must not starve another's; Consul takes two, and so
             // does Docker, whose tests wait much.
             match self {
-                Self::Net => _ = command.arg("--test-threads=1"),
+                Self::Net | Self::Faults => _ = command.arg("--test-threads=1"),
                 Self::Consul | Self::Docker => _ = command.arg("--test-threads=2"),
                 Self::Unit | Self::Bpf | Self::All => {}
             }
@@ -159,7 +163,7 @@ fn binaries(layer: Layer) -> Result<Vec<String>> {
         };
         let Some(of) = LAYERS.iter().skip(1).find(|layer| name.starts_with(layer.name())) else {
             bail!(
-                "{} is in no layer: its name starts with none of bpf, consul, net, docker",
+                "{} is in no layer: its name starts with none of bpf, consul, net, docker, faults",
                 path.display()
             );
         };
