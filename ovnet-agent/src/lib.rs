@@ -24,5 +24,6 @@ pub mod ipam;
 pub mod net;
 pub mod publish;
 pub mod reconcile;
+pub mod repairs;
 pub mod service;
 pub mod state;

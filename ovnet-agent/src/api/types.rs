@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     consul::schema::{EndpointRecord, NetworkRecord},
     publish::PublishedPort,
+    repairs::Repairs,
 };
 
 /// `POST /v1/networks`.
@@ -209,8 +210,9 @@ pub struct Status {
     /// How many entries fit.
     #[serde(default)]
     pub flow_capacity: u64,
-    /// Reconciliations that changed something since the agent started.
-    pub repairs: u64,
+    /// What somebody else broke and the agent put right since it started, by kind.
+    #[serde(default)]
+    pub repairs: Repairs,
     /// Records that could not be read, now.
     pub unreadable_records: usize,
     /// The last reconciliation's errors; empty when all is as it should be.

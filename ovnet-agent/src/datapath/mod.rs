@@ -127,6 +127,11 @@ impl Datapath {
         &mut self.ebpf
     }
 
+    /// The attachments of this process, whether they still are in force or not.
+    pub fn known(&self) -> BTreeSet<Attachment> {
+        self.attached.clone()
+    }
+
     /// The attachments of this process that are still in force. One that somebody removed, or
     /// whose interface is gone, is missing here and so attached again by the next pass.
     pub fn attached(&mut self) -> BTreeSet<Attachment> {

@@ -4,6 +4,7 @@
 //! meet. [`Reconciler`] is the handle the rest of the agent holds: it asks the task for changes and
 //! reads what the task last saw.
 
+mod drift;
 mod flows;
 mod records;
 mod worker;
@@ -32,6 +33,7 @@ use crate::{
     datapath::{Datapath, TcMode},
     net::{Net, SandboxOffloads, Uplink},
     publish::{PublishedPort, reserve::Reservations},
+    repairs::Repairs,
     state::{LocalEndpoint, StateFolder},
 };
 
@@ -113,7 +115,7 @@ struct View {
     uplink: Uplink,
     xdp_note: String,
     offloads: SandboxOffloads,
-    repairs: u64,
+    repairs: Repairs,
     errors: Vec<String>,
     /// What stands in the way elsewhere than in the loop.
     notes: BTreeSet<String>,
@@ -162,7 +164,7 @@ impl Reconciler {
             uplink: uplink.clone(),
             xdp_note: "off".into(),
             offloads: xdp::WITHOUT_XDP,
-            repairs: 0,
+            repairs: Repairs::default(),
             errors: Vec::new(),
             notes: BTreeSet::new(),
         };

@@ -14,7 +14,7 @@ use ovnet_common::abi::{mapped, unmapped};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub(in crate::reconcile) use self::ports::Ports;
-use super::{Request, Shared, records::OwnRecords, xdp};
+use super::{Request, Shared, drift::Drift, records::OwnRecords, xdp};
 use crate::{
     apply::{Failure, apply},
     consul::{
@@ -26,6 +26,7 @@ use crate::{
     diff::{Actual, Op, diff},
     hosts::HostTable,
     net::{self, Net, Uplink},
+    repairs::{Repair, Repairs},
     state::{LocalEndpoint, StateFolder},
 };
 
@@ -211,7 +212,7 @@ impl Worker {
         watcher: &Watcher,
         lease: &Lease,
     ) -> Result<Vec<Failure>> {
-        let mut notes = Vec::new();
+        let (mut notes, mut repairs) = (Vec::new(), Repairs::default());
         let links = self.net.links().await?;
         self.follow_uplink(lease, &mut notes).await;
         let (xdp, xdp_note) = xdp::decide(self.shared.options.xdp, &self.uplink.link);
@@ -223,7 +224,7 @@ impl Worker {
                 None
             }
         };
-        let mut local = self.wired(&links).await?;
+        let mut local = self.wired(&links, &mut repairs).await?;
         self.remove_gateways(&mut notes).await;
         self.find_inner_ends(&mut local).await;
         self.find_gateways(&mut local, &links).await;
@@ -268,10 +269,12 @@ impl Worker {
 
         let (failures, changed, republished) = {
             let mut datapath = self.shared.datapath();
+            let written = self.tables.clone();
             if whole {
                 self.tables = datapath.maps().read()?;
                 datapath.refresh()?;
             }
+            let known = datapath.known();
             let actual = Actual {
                 tables: self.tables.clone(),
                 attached: datapath.attached(),
@@ -281,7 +284,17 @@ impl Worker {
             let changed = !ops.is_empty();
             let of_ports = |op: &Op| matches!(op, Op::SetPublished(..) | Op::RemovePublished(_));
             let republished = ops.iter().any(of_ports);
-            (apply(&mut datapath, &mut self.tables, ops), changed, republished)
+            let lost = known.difference(&actual.attached).cloned().collect();
+            let drift = Drift { written: &written, found: &actual.tables, lost: &lost };
+            let steps: Vec<(Op, Repair)> =
+                ops.iter().filter_map(|op| Some((op.clone(), drift.repair(op)?))).collect();
+            let failures = apply(&mut datapath, &mut self.tables, ops);
+            for (_, kind) in
+                steps.iter().filter(|(op, _)| failures.iter().all(|failed| failed.op != *op))
+            {
+                repairs.add(*kind);
+            }
+            (failures, changed, republished)
         };
         let failures = self.tolerate(failures, &mut notes);
         if republished {
@@ -303,7 +316,10 @@ impl Worker {
         view.uplink = self.uplink.clone();
         view.xdp_note = xdp_note;
         view.offloads = offloads;
-        view.repairs += u64::from(whole && changed && self.settled);
+        // What the first pass finds otherwise is what it is there for.
+        if self.settled {
+            view.repairs.merge(repairs);
+        }
         notes.extend(failures.iter().map(|failure| format!("{:#}", failure.error)));
         // At the start nothing is announced yet, which is no problem.
         notes.extend(lease.problem().filter(|_| self.settled));

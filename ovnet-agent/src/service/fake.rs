@@ -347,7 +347,7 @@ impl Wiring for Fake {
             published_ports: 0,
             flow_entries: 0,
             flow_capacity: 0,
-            repairs: 0,
+            repairs: crate::repairs::Repairs::default(),
             unreadable_records: 0,
             errors: vec![],
         }

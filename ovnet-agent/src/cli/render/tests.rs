@@ -157,7 +157,7 @@ fn the_status_is_told() {
         published_ports: 2,
         flow_entries: 6,
         flow_capacity: 65536,
-        repairs: 4,
+        repairs: serde_json::from_str(r#"{"map-entry":3,"rules":1}"#).unwrap(),
         unreadable_records: 0,
         errors: vec![],
     };
@@ -173,7 +173,7 @@ fn the_status_is_told() {
          Networks: 1\n\
          Local endpoints: 2\n\
          Published ports: 2 (flow entries 6 of 65536)\n\
-         Repairs: 4\n\
+         Repairs: 4 (map-entry 3, rules 1)\n\
          Unreadable records: 0\n\
          Errors: none\n"
     );

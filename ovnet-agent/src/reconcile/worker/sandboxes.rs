@@ -9,6 +9,7 @@ use crate::{
     desired::endpoint_mtu,
     net::{Link, SandboxOffloads},
     reconcile::Description,
+    repairs::{Repair, Repairs},
     state::LocalEndpoint,
 };
 
@@ -53,7 +54,11 @@ impl Worker {
 
     /// The local endpoints whose veth is there, each with its ifindex. An endpoint whose veth is
     /// gone lost its sandbox: it is withdrawn.
-    pub(super) async fn wired(&mut self, links: &[Link]) -> Result<Vec<(LocalEndpoint, u32)>> {
+    pub(super) async fn wired(
+        &mut self,
+        links: &[Link],
+        repairs: &mut Repairs,
+    ) -> Result<Vec<(LocalEndpoint, u32)>> {
         let by_name: BTreeMap<&str, u32> =
             links.iter().map(|link| (link.name.as_str(), link.index)).collect();
         let local: Vec<LocalEndpoint> = self.shared.view().local.values().cloned().collect();
@@ -64,7 +69,10 @@ impl Worker {
                 // Attached while the list of links was on its way: ask again, by name.
                 None => match self.net.link(&endpoint.host_ifname).await? {
                     Some(link) => wired.push((endpoint, link.index)),
-                    None => self.withdraw(&endpoint),
+                    None => {
+                        self.withdraw(&endpoint);
+                        repairs.add(Repair::Sandbox);
+                    }
                 },
             }
         }
