@@ -196,7 +196,8 @@ fn remove_tree<W: Write>(folder: &Path, done: &mut Progress<'_, W>) -> Result<()
 fn remove_state<W: Write>(state_dir: &Path, done: &mut Progress<'_, W>) -> Result<()> {
     for folder in ["endpoints", "docker"].map(|name| state_dir.join(name)) {
         for file in list(&folder, done) {
-            if file.extension().is_some_and(|extension| extension == "json" || extension == "new") {
+            let ours = ["json", "ovnet-new", "new", "damaged"];
+            if file.extension().is_some_and(|it| ours.iter().any(|ours| it == *ours)) {
                 remove_file(&file, "state", done)?;
             }
         }

@@ -1,5 +1,6 @@
 //! What the kernel should hold, computed from what Consul said and what is on this host. Pure.
 
+mod held;
 mod ports;
 
 use std::{
@@ -15,7 +16,10 @@ use ovnet_common::{
     vxlan,
 };
 
-pub use self::ports::{GatewayLink, PortInputs};
+pub use self::{
+    held::Held,
+    ports::{GatewayLink, PortInputs},
+};
 use crate::{
     consul::schema::{EndpointRecord, EndpointState, HostRecord, NetworkRecord, mac_of, parse_mac},
     datapath::{Attachment, Tables, XdpMode},
@@ -47,6 +51,8 @@ pub struct Inputs {
     pub local: Vec<(LocalEndpoint, u32)>,
     /// What published ports need besides.
     pub ports: PortInputs,
+    /// What the kernel has of endpoints here whose state is lost.
+    pub held: Held,
 }
 
 /// The uplink, as far as the datapath needs it.
@@ -129,6 +135,7 @@ pub fn desired(inputs: &Inputs) -> Desired {
     }
     attachments(&mut desired, inputs);
     ports::enter(&mut desired, &inputs.ports, &inputs.local);
+    held::enter(&mut desired, &inputs.held);
     desired
 }
 

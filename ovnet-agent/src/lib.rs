@@ -18,6 +18,7 @@ pub mod desired;
 pub mod diff;
 pub mod dns;
 pub mod docker;
+pub mod durable;
 pub mod firewall;
 pub mod hosts;
 pub mod ipam;

@@ -1,12 +1,12 @@
 //! What this host remembers of its own endpoints: one JSON file each in the state folder.
 //!
 //! Consul holds what others must know; these files hold what only this host knows (which sandbox,
-//! which interface) and enough of the network to go on without Consul. A file is written whole
-//! under another name, synced and renamed, so a cut at any byte leaves the old file or the new one.
+//! which interface) and enough of the network to go on without Consul. How they are written so that
+//! a cut at any byte leaves the old file or the new one is in [`crate::durable`].
 
 use std::{
+    collections::BTreeSet,
     fs,
-    io::Write as _,
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     consul::schema::{EndpointRecord, NetworkRecord},
+    durable::{Folder, Loaded},
     publish::PublishedPort,
 };
 
@@ -71,96 +72,45 @@ pub struct DockerEndpoint {
 }
 
 /// The folder of files.
-#[derive(Clone, Debug)]
-pub struct StateFolder {
-    endpoints: PathBuf,
-}
+#[derive(Debug)]
+pub struct StateFolder(Folder);
 
 impl StateFolder {
-    /// Opens `<folder>`, making it, readable by root only, where it is missing.
+    /// Opens `<folder>/endpoints`, making it, readable by root only, where it is missing.
     pub fn open(folder: &Path) -> Result<Self> {
-        use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-        let endpoints = folder.join("endpoints");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&endpoints)
-            .with_context(|| format!("make the state folder {}", endpoints.display()))?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("restrict the state folder {} to root", folder.display()))?;
-        Ok(Self { endpoints })
+        use std::os::unix::fs::PermissionsExt as _;
+        let endpoints = Folder::open(&folder.join("endpoints"))?;
+        let mode = || format!("restrict the state folder {} to root", folder.display());
+        let now = fs::metadata(folder).with_context(mode)?.permissions().mode();
+        if now & 0o777 != 0o700 {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).with_context(mode)?;
+        }
+        Ok(Self(endpoints))
     }
 
-    /// Every endpoint that can be read. A file that cannot is logged and left where it is.
-    pub fn load(&self) -> Result<Vec<LocalEndpoint>> {
-        let folder = fs::read_dir(&self.endpoints)
-            .with_context(|| format!("list {}", self.endpoints.display()))?;
-        let mut endpoints = Vec::new();
-        for entry in folder {
-            let path = entry.with_context(|| format!("list {}", self.endpoints.display()))?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let read = fs::read(&path)
-                .map_err(anyhow::Error::from)
-                .and_then(|bytes| Ok(serde_json::from_slice::<LocalEndpoint>(&bytes)?));
-            match read {
-                Ok(endpoint) => endpoints.push(endpoint),
-                Err(error) => tracing::warn!(
-                    path = %path.display(), %error,
-                    "an endpoint's state file cannot be read; it is left alone"
-                ),
-            }
-        }
-        endpoints.sort_by(|a, b| a.record.id.cmp(&b.record.id));
-        Ok(endpoints)
+    /// Every endpoint that can be read, by id; the files that cannot are set aside.
+    pub fn load(&self) -> Result<Loaded<LocalEndpoint>> {
+        self.0.load(|endpoint: &LocalEndpoint| &endpoint.record.id)
     }
 
-    /// The ids of all endpoints that have a file, readable or not.
-    pub fn ids(&self) -> Result<Vec<String>> {
-        let listed = || format!("list {}", self.endpoints.display());
-        let mut ids = Vec::new();
-        for entry in fs::read_dir(&self.endpoints).with_context(listed)? {
-            let path = entry.with_context(listed)?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                ids.extend(path.file_stem().and_then(|id| id.to_str()).map(str::to_owned));
-            }
-        }
-        Ok(ids)
+    /// The ids of all endpoints that have a file.
+    pub fn ids(&self) -> Result<BTreeSet<String>> {
+        self.0.ids()
+    }
+
+    /// The ids of endpoints whose file was set aside and that have no other.
+    pub fn set_aside(&self) -> Result<BTreeSet<String>> {
+        self.0.set_aside()
     }
 
     /// Writes or replaces an endpoint's file, on disk before this returns.
     pub fn store(&self, endpoint: &LocalEndpoint) -> Result<()> {
-        let path = self.path(&endpoint.record.id);
-        let temporary = path.with_extension("new");
-        let write = || -> Result<()> {
-            let mut file = fs::File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(endpoint)?)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            fs::File::open(&self.endpoints)?.sync_all()?;
-            Ok(())
-        };
-        write().with_context(|| format!("write the endpoint's state to {}", path.display()))
+        self.0.store(&endpoint.record.id, endpoint).context("keep the endpoint's state")
     }
 
     /// Removes an endpoint's file; one that is not there is no error.
     pub fn remove(&self, id: &str) -> Result<()> {
-        let path = self.path(id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)
-                .with_context(|| format!("remove the endpoint's state {}", path.display())),
-            _ => Ok(()),
-        }
-    }
-
-    fn path(&self, id: &str) -> PathBuf {
-        // Ids are made by us or by Docker; anything else in one must not become a path.
-        let safe: String = id
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
-            .collect();
-        self.endpoints.join(format!("{safe}.json"))
+        self.0.remove(id).context("forget the endpoint's state")
     }
 }
 
@@ -210,42 +160,26 @@ mod tests {
     fn what_is_stored_is_loaded_and_what_is_removed_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateFolder::open(folder.path()).unwrap();
+        let load = || state.load().unwrap().objects;
         state.store(&endpoint("a")).unwrap();
         state.store(&endpoint("b")).unwrap();
-        assert_eq!(state.load().unwrap(), [endpoint("a"), endpoint("b")]);
+        assert_eq!(load(), [endpoint("a"), endpoint("b")]);
         state.remove("a").unwrap();
         state.remove("a").unwrap();
-        assert_eq!(state.load().unwrap(), [endpoint("b")]);
+        assert_eq!(load(), [endpoint("b")]);
     }
 
     #[test]
-    fn a_write_cut_at_any_byte_leaves_the_old_file() {
+    fn a_file_cut_at_any_byte_is_set_aside_and_never_taken_for_another() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateFolder::open(folder.path()).unwrap();
         state.store(&endpoint("a")).unwrap();
-        let whole = serde_json::to_vec_pretty(&endpoint("a")).unwrap();
+        let whole = fs::read(folder.path().join("endpoints/a.json")).unwrap();
         for cut in 0..whole.len() {
-            fs::write(state.path("a").with_extension("new"), &whole[..cut]).unwrap();
-            assert_eq!(state.load().unwrap(), [endpoint("a")], "cut at {cut}");
+            fs::write(folder.path().join("endpoints/b.json"), &whole[..cut]).unwrap();
+            let loaded = state.load().unwrap();
+            assert_eq!((loaded.objects, loaded.set_aside), (vec![endpoint("a")], 1), "at {cut}");
         }
-    }
-
-    #[test]
-    fn an_unreadable_file_does_not_hide_the_others() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateFolder::open(folder.path()).unwrap();
-        state.store(&endpoint("a")).unwrap();
-        fs::write(state.path("b"), b"{").unwrap();
-        assert_eq!(state.load().unwrap(), [endpoint("a")]);
-        let mut ids = state.ids().unwrap();
-        ids.sort();
-        assert_eq!(ids, ["a", "b"]);
-    }
-
-    #[test]
-    fn an_id_cannot_leave_the_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = StateFolder::open(folder.path()).unwrap();
-        assert_eq!(state.path("../../x").parent(), Some(state.endpoints.as_path()));
+        assert_eq!(state.set_aside().unwrap(), BTreeSet::from(["b".to_owned()]));
     }
 }

@@ -215,6 +215,9 @@ pub struct Status {
     pub repairs: Repairs,
     /// Records that could not be read, now.
     pub unreadable_records: usize,
+    /// Files of endpoints that could not be read when the agent started, and were set aside.
+    #[serde(default)]
+    pub state_files_set_aside: usize,
     /// The last reconciliation's errors; empty when all is as it should be.
     pub errors: Vec<String>,
 }

@@ -160,6 +160,7 @@ pub(super) fn status(status: &Status) -> String {
         flow_capacity,
         repairs,
         unreadable_records,
+        state_files_set_aside,
         errors,
     } = status;
     let vtep = vtep.map_or("none".to_owned(), |vtep| vtep.to_string());
@@ -175,7 +176,8 @@ pub(super) fn status(status: &Status) -> String {
          Local endpoints: {local_endpoints}\n\
          Published ports: {published_ports} (flow entries {flow_entries} of {flow_capacity})\n\
          Repairs: {repairs}\n\
-         Unreadable records: {unreadable_records}\n"
+         Unreadable records: {unreadable_records}\n\
+         State files set aside: {state_files_set_aside}\n"
     );
     if errors.is_empty() {
         text.push_str("Errors: none\n");

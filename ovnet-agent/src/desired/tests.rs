@@ -77,6 +77,7 @@ pub(super) fn inputs() -> Inputs {
         endpoints: BTreeMap::new(),
         local: vec![(local, 7)],
         ports: PortInputs::default(),
+        held: Held::default(),
     };
     announce(&mut inputs, record("docker01", [10, 0, 0, 2]));
     announce(&mut inputs, record("docker02", [10, 0, 0, 3]));

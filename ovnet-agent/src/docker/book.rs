@@ -7,10 +7,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    io::Write as _,
     net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -18,7 +16,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::consul::schema::{EndpointRecord, NetworkRecord, PendingRecord};
+use crate::{
+    consul::schema::{EndpointRecord, NetworkRecord, PendingRecord},
+    durable::Folder,
+};
 
 /// A Docker network of this host that stands for a network of ovnet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +63,7 @@ pub(super) struct Created {
 /// The book.
 #[derive(Debug)]
 pub struct Book {
-    folder: PathBuf,
+    folder: Folder,
     pages: Mutex<Pages>,
 }
 
@@ -83,43 +84,19 @@ pub(super) struct Pages {
 }
 
 impl Book {
-    /// Opens the folder `docker` of the state folder. A file that cannot be read is logged and left
-    /// where it is: its network is found again by its name.
+    /// Opens the folder `docker` of the state folder. A file that cannot be read is set aside: its
+    /// network is found again by its name.
     pub fn open(state_dir: &Path) -> Result<Self> {
-        let folder = state_dir.join("docker");
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("make the state folder {}", folder.display()))?;
-        let mut pages = Pages::default();
-        let listed = || format!("list {}", folder.display());
-        for entry in fs::read_dir(&folder).with_context(listed)? {
-            let path = entry.with_context(listed)?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let read = fs::read(&path).map_err(anyhow::Error::from);
-            match read.and_then(|bytes| Ok(serde_json::from_slice::<Bound>(&bytes)?)) {
-                Ok(bound) => drop(pages.bound.insert(bound.docker.clone(), bound)),
-                Err(error) => tracing::warn!(
-                    path = %path.display(), %error,
-                    "a Docker network's state file cannot be read; it is left alone"
-                ),
-            }
-        }
+        let folder = Folder::open(&state_dir.join("docker"))?;
+        let bound = folder.load(|bound: &Bound| &bound.docker)?.objects;
+        let bound = bound.into_iter().map(|bound| (bound.docker.clone(), bound)).collect();
+        let pages = Pages { bound, ..Pages::default() };
         Ok(Self { folder, pages: Mutex::new(pages) })
     }
 
     /// Remembers what a Docker network stands for, on disk before this returns.
     pub fn bind(&self, bound: Bound) -> Result<()> {
-        let path = self.path(&bound.docker);
-        let write = || -> Result<()> {
-            let temporary = path.with_extension("new");
-            let mut file = fs::File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(&bound)?)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            Ok(fs::File::open(&self.folder)?.sync_all()?)
-        };
-        write().with_context(|| format!("write the network's state to {}", path.display()))?;
+        self.folder.store(&bound.docker, &bound).context("keep the network's state")?;
         self.pages().bound.insert(bound.docker.clone(), bound);
         Ok(())
     }
@@ -127,13 +104,7 @@ impl Book {
     /// Forgets a Docker network.
     pub fn unbind(&self, docker: &str) -> Result<()> {
         self.pages().bound.remove(docker);
-        let path = self.path(docker);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove the network's state {}", path.display()))
-            }
-            _ => Ok(()),
-        }
+        self.folder.remove(docker).context("forget the network's state")
     }
 
     /// What a Docker network stands for.
@@ -147,20 +118,13 @@ impl Book {
     }
 
     /// The bound network of this id of ovnet.
-    pub(super) fn of_network(&self, network: &str) -> Option<Bound> {
+    pub fn of_network(&self, network: &str) -> Option<Bound> {
         self.pages().bound.values().find(|bound| bound.network.id == network).cloned()
     }
 
     pub(super) fn pages(&self) -> MutexGuard<'_, Pages> {
         // Every change of a page is one insertion or removal.
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn path(&self, docker: &str) -> PathBuf {
-        // Docker's ids are hexadecimal; anything else in one must not become a path.
-        let safe: String =
-            docker.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        self.folder.join(format!("{safe}.json"))
     }
 }
 
@@ -182,12 +146,10 @@ mod tests {
         book.bind(bound("bb")).unwrap();
         book.unbind("bb").unwrap();
         book.unbind("bb").unwrap();
-        fs::write(folder.path().join("docker/cc.json"), "{").unwrap();
+        std::fs::write(folder.path().join("docker/cc.json"), "{").unwrap();
         let book = Book::open(folder.path()).unwrap();
         assert_eq!(book.bound("aa"), Some(bound("aa")));
         assert_eq!(book.all().len(), 1);
-        // Docker's ids are no paths, whatever somebody sends in their place.
-        assert_eq!(book.path("../../x").parent(), Some(book.folder.as_path()));
         assert_eq!(book.of_network(&bound("aa").network.id), Some(bound("aa")));
     }
 }

@@ -6,10 +6,9 @@
 
 use std::{
     fs,
-    io::Write as _,
     net::{IpAddr, Ipv4Addr},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -20,6 +19,7 @@ use crate::{
     check::{Level, Row},
     config::{Dns, DockerSetup},
     docker::daemon::GWBRIDGE,
+    durable,
     net::Net,
 };
 
@@ -256,27 +256,14 @@ fn difference(before: &str, after: &str, path: &Path) -> String {
         .to_string()
 }
 
-/// Writes the file under another name and renames it, so that there is always a whole one.
+/// Replaces the file, so that there is always a whole one.
 fn write(path: &Path, text: &str) -> Result<()> {
     let folder = path.parent().context("the file is in no folder")?;
     let attributes = fs::metadata(path).ok();
     let mode = attributes.map_or(0o644, |it| it.permissions().mode() & 0o7777);
-    let mut temporary: PathBuf = path.into();
-    temporary.as_mut_os_string().push(".ovnet-new");
-    let write = || -> Result<()> {
-        fs::create_dir_all(folder)?;
-        // Of a write that was cut short.
-        let _ = fs::remove_file(&temporary);
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        fs::File::open(folder)?.sync_all()?;
-        Ok(())
-    };
-    write().with_context(|| format!("write {} (this needs root)", path.display()))
+    fs::create_dir_all(folder)
+        .with_context(|| format!("make {} (this needs root)", folder.display()))?;
+    durable::replace(path, mode, text.as_bytes())
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod link;
 mod neighbour;
 mod netns;
 mod offload;
+mod search;
 mod subnet;
 mod sysctl;
 mod undo;

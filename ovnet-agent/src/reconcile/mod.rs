@@ -117,6 +117,10 @@ struct View {
     offloads: SandboxOffloads,
     repairs: Repairs,
     errors: Vec<String>,
+    /// State files of endpoints that could not be read when the agent started.
+    set_aside: usize,
+    /// What the ids of endpoints begin with whose state is lost and not recovered yet.
+    held: BTreeSet<String>,
     /// What stands in the way elsewhere than in the loop.
     notes: BTreeSet<String>,
 }
@@ -133,17 +137,10 @@ impl Reconciler {
         reservations: Reservations,
     ) -> Result<(Self, Worker)> {
         let state = StateFolder::open(&options.state_dir)?;
+        let loaded = state.load()?;
+        let set_aside = loaded.set_aside;
         let local: BTreeMap<String, LocalEndpoint> =
-            state.load()?.into_iter().map(|it| (it.record.id.clone(), it)).collect();
-        // Without it the endpoint would be unwired and its address given to another, while its
-        // container still runs. What is pinned forwards on until somebody has looked.
-        if let Some(id) = state.ids()?.iter().find(|id| !local.contains_key(*id)) {
-            bail!(
-                "the state file of endpoint {id} in {} cannot be read: restore it, or remove it \
-                 to give the endpoint up",
-                options.state_dir.display()
-            );
-        }
+            loaded.objects.into_iter().map(|it| (it.record.id.clone(), it)).collect();
         if let Some(other) = local.values().find(|it| it.record.host != options.node) {
             bail!(
                 "the endpoints here were attached as host {}: start with --node {}, or detach them \
@@ -166,6 +163,8 @@ impl Reconciler {
             offloads: xdp::WITHOUT_XDP,
             repairs: Repairs::default(),
             errors: Vec::new(),
+            set_aside,
+            held: BTreeSet::new(),
             notes: BTreeSet::new(),
         };
         let shared = Arc::new(Shared {
@@ -201,6 +200,13 @@ impl Reconciler {
     /// The endpoints of this host.
     pub fn local(&self) -> Vec<LocalEndpoint> {
         self.shared.view().local.values().cloned().collect()
+    }
+
+    /// Whether the endpoint is one of this host whose state is lost: it may still be used.
+    pub fn holds(&self, id: &str) -> bool {
+        let view = self.shared.view();
+        let id = id.to_ascii_lowercase();
+        view.held.iter().any(|digits| id.starts_with(digits))
     }
 
     /// Ids of this host's endpoints, sorted.
@@ -285,6 +291,7 @@ impl Reconciler {
             flow_capacity,
             repairs: view.repairs,
             unreadable_records: snapshot.unreadable,
+            state_files_set_aside: view.set_aside,
             errors: view.errors.into_iter().chain(view.notes).collect(),
         }
     }

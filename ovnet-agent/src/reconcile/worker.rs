@@ -1,6 +1,7 @@
 //! The loop itself and one pass of it.
 
 mod ports;
+mod recover;
 mod sandboxes;
 
 use std::{
@@ -46,6 +47,8 @@ pub struct Worker {
     tables: Tables,
     own_records: OwnRecords,
     ports: Ports,
+    /// Names of host-side veths of endpoints whose state is lost.
+    held: BTreeSet<String>,
     waiting: Vec<Waiting>,
     /// The last pass's contradictions, so that each is logged once.
     contradictions: BTreeSet<String>,
@@ -87,6 +90,7 @@ impl Worker {
             tables: Tables::default(),
             own_records,
             ports,
+            held: BTreeSet::new(),
             waiting: Vec::new(),
             contradictions: BTreeSet::new(),
             settled: false,
@@ -224,22 +228,31 @@ impl Worker {
                 None
             }
         };
+        if !self.settled {
+            self.find_held(&links)?;
+        }
+        self.recover(&links, &mut notes).await;
         let mut local = self.wired(&links, &mut repairs).await?;
         self.remove_gateways(&mut notes).await;
         self.find_inner_ends(&mut local).await;
         self.find_gateways(&mut local, &links).await;
         self.follow_mtu(&local, &links, &mut notes).await;
         if whole {
+            notes.extend(self.keep_files());
             self.repair_sandboxes(&local, offloads, &mut notes).await;
             self.repair_gateways(&local, &links, offloads, &mut notes).await;
         }
         let links = if whole { self.net.links().await? } else { links };
-        // Before a port is published, so that what the programs leave to the kernel finds its way.
-        self.enforce_rules(&local, &links, whole, &mut notes).await;
+        let snapshot = self.shared.snapshots.borrow().clone();
+        if self.knows_mappings(&snapshot) {
+            // Before a port is published, so that what the programs leave to the kernel finds its
+            // way.
+            self.enforce_rules(&local, &links, whole, &mut notes).await;
+        }
         let ports = self.port_inputs(&local, &links, xdp.map(|_| offloads)).await;
 
-        let snapshot = self.shared.snapshots.borrow().clone();
-        watcher.want_endpoints(local.iter().map(|(it, _)| it.network.id.clone()).collect());
+        let in_use = local.iter().map(|(it, _)| it.network.id.clone());
+        watcher.want_endpoints(in_use.chain(self.searched(&snapshot)).collect());
         if let Some(hosts) = &snapshot.hosts {
             // A Consul that hangs answers nothing for a while before the watch says so; the lease,
             // whose renewals are short, knows earlier.
@@ -264,6 +277,7 @@ impl Worker {
             endpoints: snapshot.endpoints.clone(),
             local: local.clone(),
             ports,
+            held: self.hold(&links),
         });
         self.log_contradictions(&desired.contradictions);
 

@@ -303,6 +303,10 @@ impl Wiring for Fake {
         self.state().local.values().cloned().collect()
     }
 
+    fn holds(&self, _id: &str) -> bool {
+        false
+    }
+
     async fn add_local(&self, endpoint: LocalEndpoint) -> Result<()> {
         // Remembered first: a failed add may leave the endpoint half there.
         self.state().local.insert(endpoint.record.id.clone(), endpoint);
@@ -349,6 +353,7 @@ impl Wiring for Fake {
             flow_capacity: 0,
             repairs: crate::repairs::Repairs::default(),
             unreadable_records: 0,
+            state_files_set_aside: 0,
             errors: vec![],
         }
     }

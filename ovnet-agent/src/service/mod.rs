@@ -184,6 +184,9 @@ pub trait Wiring: Send + Sync + 'static {
     fn delete_gateway(&self, gateway: &GatewayPort) -> impl Future<Output = Result<()>> + Send;
     /// The endpoints of this host.
     fn local(&self) -> Vec<LocalEndpoint>;
+    /// Whether the endpoint is one of this host whose state is lost: it is none of [`Self::local`],
+    /// and may be used all the same.
+    fn holds(&self, id: &str) -> bool;
     /// Remembers an endpoint and wires it.
     fn add_local(&self, endpoint: LocalEndpoint) -> impl Future<Output = Result<()>> + Send;
     /// Adds to an endpoint what was learned of it; `None` where it is not there any more.

@@ -233,6 +233,10 @@ impl Wiring for HostWiring {
         self.reconciler.local()
     }
 
+    fn holds(&self, id: &str) -> bool {
+        self.reconciler.holds(id)
+    }
+
     async fn add_local(&self, endpoint: LocalEndpoint) -> Result<()> {
         let address = endpoint.gateway.as_ref().map(|it| it.address);
         self.reconciler.add_local(endpoint).await?;

@@ -132,7 +132,10 @@ impl<R: Records, W: Wiring> Service<R, W> {
     pub(crate) fn is_orphan(&self, record: &EndpointRecord) -> bool {
         // In this order: an attach is under way until after it is among the local ones.
         let attaching = self.attaching().contains_key(&record.id);
-        let local = || self.wiring().local().iter().any(|it| it.record.id == record.id);
+        let local = || {
+            let wiring = self.wiring();
+            wiring.local().iter().any(|it| it.record.id == record.id) || wiring.holds(&record.id)
+        };
         record.host == self.shared.node && !attaching && !local()
     }
 }

@@ -121,7 +121,18 @@ impl Stream {
 
     /// [`Stream::start`] with a port of its own.
     pub fn start_at(lab: &Lab, from: &str, place: &str, at: SocketAddr) -> Self {
-        let listener = lab.inside(place, move || Ok(TcpListener::bind(at)?)).unwrap();
+        Self::start_published(lab, from, place, at, at)
+    }
+
+    /// [`Stream::start`] by way of a published port: `listen` in `place` is reached at `at`.
+    pub fn start_published(
+        lab: &Lab,
+        from: &str,
+        place: &str,
+        listen: SocketAddr,
+        at: SocketAddr,
+    ) -> Self {
+        let listener = lab.inside(place, move || Ok(TcpListener::bind(listen)?)).unwrap();
         let client = lab
             .inside(from, move || Ok(TcpStream::connect_timeout(&at, Duration::from_secs(5))?))
             .unwrap();

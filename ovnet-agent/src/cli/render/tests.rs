@@ -159,6 +159,7 @@ fn the_status_is_told() {
         flow_capacity: 65536,
         repairs: serde_json::from_str(r#"{"map-entry":3,"rules":1}"#).unwrap(),
         unreadable_records: 0,
+        state_files_set_aside: 0,
         errors: vec![],
     };
     assert_eq!(
@@ -175,6 +176,7 @@ fn the_status_is_told() {
          Published ports: 2 (flow entries 6 of 65536)\n\
          Repairs: 4 (map-entry 3, rules 1)\n\
          Unreadable records: 0\n\
+         State files set aside: 0\n\
          Errors: none\n"
     );
     it.vtep = None;

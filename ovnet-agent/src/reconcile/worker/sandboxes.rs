@@ -18,8 +18,8 @@ const INNER_PREFIX: &str = "ovnetp";
 
 impl Worker {
     /// Deletes the veth pairs that an agent killed in the middle of an attach left. Only at the
-    /// start, when no attach can be under way. One whose state file is there but cannot be read is
-    /// left alone with it.
+    /// start, when no attach can be under way. One of an endpoint whose state is lost is left alone,
+    /// and so is, as long as there is such an endpoint, every sandbox's way out.
     pub(super) async fn remove_leftovers(&self) -> Result<()> {
         let ids = self.state.ids()?;
         let links = self.net.links().await?;
@@ -37,12 +37,14 @@ impl Worker {
                 digits.len() == 8
                     && digits.bytes().all(|it| it.is_ascii_hexdigit())
                     && !gateways.contains(&name)
+                    && self.held.is_empty()
             });
             let is_ours = kind.as_deref() == Some("veth")
                 && name.strip_prefix("ovnet").is_some_and(|digits| {
                     digits.len() == 8
                         && digits.bytes().all(|it| it.is_ascii_hexdigit())
                         && !ids.iter().any(|id| id.starts_with(digits))
+                        && !self.held.contains(&name)
                 });
             if is_ours || kind.as_deref() == Some("veth") && of_nobody {
                 tracing::info!(name, "removing the interface of an attach that was cut short");
