@@ -13,6 +13,7 @@ mod machine;
 mod progress;
 mod report;
 mod setup;
+mod soak;
 pub mod stand_in;
 mod test;
 mod tools;
@@ -43,6 +44,8 @@ enum Verb {
     Bench(bench::Args),
     /// Run the tests, by layer.
     Test(test::Args),
+    /// Attach, detach, publish and kill at random for half an hour, then compare everything.
+    Soak(soak::Args),
     /// What must be clean before a change goes in: formatting, lints, documentation, house rules.
     Check,
     /// Servers and clients of measurements.
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Test(args) => test::run(&args),
+        Verb::Soak(args) => soak::run(&args),
         Verb::Check => check::run(),
         Verb::Load(args) => load::run(args),
     };

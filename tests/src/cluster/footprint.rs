@@ -8,7 +8,10 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use ovnet_common::abi::{Address, EndpointKey, EndpointValue, HostValue, PortValue, mapped};
+use ovnet_common::{
+    abi::{Address, EndpointKey, EndpointValue, HostValue, NetworkValue, PortValue, mapped},
+    published::{PublishedKey, PublishedValue},
+};
 
 use super::Cluster;
 
@@ -70,6 +73,22 @@ impl Cluster {
         let Some(map) = self.map(host, "HOSTS") else { return BTreeSet::new() };
         let map: HashMap<MapData, Address, HostValue> = map.try_into().unwrap();
         map.keys().filter_map(Result::ok).map(ipv4).collect()
+    }
+
+    /// The VNIs of the networks that a host is in, as its programs see them.
+    pub fn vnis_of(&self, host: &str) -> BTreeSet<u32> {
+        let Some(map) = self.map(host, "NETWORKS") else { return BTreeSet::new() };
+        let map: HashMap<MapData, u32, NetworkValue> = map.try_into().unwrap();
+        map.keys().filter_map(Result::ok).collect()
+    }
+
+    /// The TCP and UDP ports of a host's uplink that its programs lead to sandboxes.
+    pub fn published_by(&self, host: &str) -> BTreeSet<u16> {
+        let Some(map) = self.map(host, "PUBLISHED") else { return BTreeSet::new() };
+        let map: HashMap<MapData, PublishedKey, PublishedValue> = map.try_into().unwrap();
+        let uplink = self.lab.address(host).unwrap();
+        let keys = map.keys().filter_map(Result::ok).filter(|key| ipv4(key.address) == uplink);
+        keys.map(|key| u16::from_be(key.port_be)).collect()
     }
 
     fn entries(&self, host: &str) -> BTreeSet<String> {
