@@ -15,8 +15,9 @@ use super::{
         CONTENTION_LIMIT, encode, endpoint_key, endpoints_folder, ensure_time_left, network_key,
     },
     schema::{EndpointRecord, EndpointState, NetworkRecord, VERSION, format_mac, mac_of},
-    sentinel,
+    sentinel::{self, Identity},
     transaction::Operation,
+    watch::Snapshot,
 };
 use crate::ipam;
 
@@ -57,7 +58,8 @@ impl Consul {
         let deadline = Instant::now() + CONTENTION_LIMIT;
         let mut window = 1;
         loop {
-            let current = self.current(network).await?;
+            let mut current = self.current(network).await?;
+            current.add_known(&network.id, &self.known());
             // A claim of ours whose answer was lost.
             if let Some(record) = current.records.iter().find(|record| {
                 record.id == claim.id
@@ -235,15 +237,26 @@ struct Current {
     sentinel: Option<Entry>,
     taken: BTreeSet<Ipv4Addr>,
     records: Vec<EndpointRecord>,
+    /// Endpoints that only this host knows: Consul has lost them, and their hosts put them back.
+    doubtful: Vec<EndpointRecord>,
 }
 
 impl Current {
+    /// Takes for taken, too, what Consul has lost.
+    fn add_known(&mut self, network_id: &str, known: &Snapshot) {
+        let identity = self.sentinel.as_ref().map(Identity::of);
+        let there = |address| self.taken.contains(&address);
+        self.doubtful = known.doubtful_endpoints(network_id, identity.as_ref(), there);
+        self.taken.extend(self.doubtful.iter().map(|endpoint| endpoint.address));
+    }
+
     fn refuse_taken(&self, network: &NetworkRecord, address: Ipv4Addr) -> Result<()> {
         if !self.taken.contains(&address) {
             return Ok(());
         }
         let name = &network.name;
-        match self.records.iter().find(|record| record.address == address) {
+        let mut known = self.records.iter().chain(&self.doubtful);
+        match known.find(|record| record.address == address) {
             Some(holder) => {
                 let label = holder.names.first().unwrap_or(&holder.id);
                 bail!(

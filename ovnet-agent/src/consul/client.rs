@@ -4,7 +4,7 @@
 
 use std::{
     env,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -27,6 +27,7 @@ use super::{
     connect::{build_http, parse_address},
     schema::check_name,
     transaction::{Conflict, Operation, Transaction, TransactionAnswer},
+    watch::Snapshot,
 };
 
 /// How long any request but a blocking query may take, connecting included.
@@ -50,6 +51,8 @@ struct Inner {
     cut: watch::Sender<()>,
     requests: Semaphore,
     claims: Mutex<()>,
+    /// What the watcher has read, once there is one.
+    known: OnceLock<watch::Receiver<Arc<Snapshot>>>,
     described: String,
     /// Ends in a slash.
     prefix: String,
@@ -100,6 +103,7 @@ impl Consul {
             cut: watch::Sender::new(()),
             requests: Semaphore::new(MAX_REQUESTS),
             claims: Mutex::new(()),
+            known: OnceLock::new(),
             described,
             prefix,
             node: node.to_owned(),
@@ -130,6 +134,17 @@ impl Consul {
     /// This host's name.
     pub fn node(&self) -> &str {
         &self.inner.node
+    }
+
+    /// Takes what the watcher reads into account from now on: what Consul lost is still taken.
+    pub(super) fn remember(&self, snapshots: watch::Receiver<Arc<Snapshot>>) {
+        // The agent has one watcher. A second one, as in a test, would read the same.
+        let _ = self.inner.known.set(snapshots);
+    }
+
+    /// What the watcher has read last; nothing where there is none.
+    pub(super) fn known(&self) -> Arc<Snapshot> {
+        self.inner.known.get().map(|known| known.borrow().clone()).unwrap_or_default()
     }
 
     /// Waits for this host's turn to claim an address: one at a time, so that it competes with

@@ -17,6 +17,7 @@ pub mod client;
 mod connect;
 mod folder;
 pub mod lease;
+mod memory;
 pub mod networks;
 pub mod pending;
 pub mod schema;

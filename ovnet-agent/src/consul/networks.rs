@@ -16,7 +16,7 @@ use super::{
         EndpointRecord, EndpointState, HostRecord, NetworkRecord, VERSION, check_name,
         check_network,
     },
-    sentinel,
+    sentinel::{self, Identity},
     transaction::Operation,
     watch::HostEntry,
 };
@@ -48,7 +48,17 @@ impl Consul {
         let id = Uuid::new_v4().to_string();
         let deadline = Instant::now() + CONTENTION_LIMIT;
         loop {
-            let taken = self.taken().await?;
+            let taken = self.taken_or_known().await?;
+            if taken.doubtful.contains(&wanted.name) {
+                let lost = anyhow!(
+                    "network {} is known here, but Consul has lost it: the hosts that use it, and \
+                     the one that created it, put it back",
+                    wanted.name
+                );
+                ensure_time_left(deadline, lost, &format!("create network {}", wanted.name))
+                    .await?;
+                continue;
+            }
             match taken.networks.get(&wanted.name) {
                 // Our transaction went through although its answer was lost.
                 Some(Ok(existing)) if existing.id == id => return Ok(existing.clone()),
@@ -229,14 +239,33 @@ impl Consul {
         Ok(None)
     }
 
+    /// What is taken by what Consul has and by what it has lost, as far as this host knows it: for
+    /// whoever is about to take something.
+    pub(super) async fn taken_or_known(&self) -> Result<Taken> {
+        let mut taken = self.taken().await?;
+        let there = |name: &str| taken.networks.contains_key(name);
+        let doubtful = self.known().doubtful_networks(taken.identity.as_ref(), there);
+        for network in doubtful {
+            taken.vnis.insert(network.vni);
+            taken.subnets.insert(network.name.clone(), network.subnet);
+            taken.doubtful.insert(network.name);
+        }
+        Ok(taken)
+    }
+
+    /// What is taken by what Consul has.
     pub(super) async fn taken(&self) -> Result<Taken> {
         // In this order a subnet that is seen has its network seen, so that it can be named. What
         // is claimed between the readings is caught by the sentinel of subnets/, read first.
         let subnets = self.list("subnets/").await?;
-        let (networks, vnis) = tokio::try_join!(self.records("networks/"), self.records("vnis/"))?;
+        let (networks, vnis) = tokio::try_join!(self.list("networks/"), self.records("vnis/"))?;
         let mut taken = Taken::default();
-        for entry in networks {
+        for entry in networks.map_or(Vec::new(), |listing| listing.entries) {
             let name = entry.key.trim_start_matches("networks/").to_owned();
+            if name == sentinel::NAME {
+                taken.identity = Some(Identity::of(&entry));
+                continue;
+            }
             let parsed =
                 NetworkRecord::parse(&name, &entry.value).map_err(|why| format!("{why:#}"));
             if let Ok(network) = &parsed {
@@ -273,6 +302,10 @@ pub(super) struct Taken {
     /// By name of the network, or its id where the name is not known.
     pub(super) subnets: BTreeMap<String, Ipv4Net>,
     pub(super) subnets_sentinel: Option<Entry>,
+    /// Which Consul this is.
+    identity: Option<Identity>,
+    /// Names of networks that are only known here.
+    doubtful: BTreeSet<String>,
 }
 
 fn plan(

@@ -50,7 +50,7 @@ impl Consul {
             if let Some(record) = self.pending().await?.into_iter().find(|it| it.id == id) {
                 return Ok(record);
             }
-            let taken = self.taken().await?;
+            let taken = self.taken_or_known().await?;
             let subnet = match subnet {
                 Some(subnet) => {
                     check_subnet(subnet)?;

@@ -43,6 +43,8 @@ pub struct Snapshot {
     /// Endpoints by network id and address; no entry for a network whose endpoints were not read
     /// yet, or are not watched any more.
     pub endpoints: BTreeMap<String, BTreeMap<Ipv4Addr, EndpointRecord>>,
+    /// What [`Self::identity`] is to the networks, to the endpoints of each network, by its id.
+    pub endpoint_identities: BTreeMap<String, String>,
     /// Keys, without the prefix, of records above that Consul has lost and that only we still
     /// know. Their owners put them back; see [`Self::has_lost_network`].
     pub lost: BTreeSet<String>,
@@ -94,6 +96,7 @@ impl Watcher {
             ..Snapshot::default()
         };
         let (publish, snapshots) = watch::channel(Arc::new(initial));
+        consul.remember(snapshots.clone());
         let (wanted, requests) = mpsc::unbounded_channel();
         let task = tokio::spawn(Watch::new(consul, publish).run(requests)).abort_handle();
         (Self { wanted, task }, snapshots)
@@ -392,6 +395,8 @@ impl Watch {
                 (Subject::Endpoints(id), Records::Endpoints(folder)) => {
                     snapshot.unreadable += folder.unreadable().len();
                     if folder.was_read() {
+                        let identity = folder.identity().map(|it| (id.clone(), it.to_string()));
+                        snapshot.endpoint_identities.extend(identity);
                         let records = folder.records();
                         let records = records.map(|(_, record)| (record.address, record.clone()));
                         snapshot.endpoints.insert(id.clone(), records.collect());

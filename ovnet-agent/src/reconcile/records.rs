@@ -101,6 +101,16 @@ impl OwnRecords {
             }
             due
         };
+        // A network belongs to the host that created it, also where it has no endpoint there.
+        let created = snapshot.networks.iter().flat_map(BTreeMap::values).filter(|network| {
+            network.created_by == self.shared.options.node
+                && snapshot.has_lost_network(&network.name)
+        });
+        for network in created {
+            if is_due(&network.id) {
+                self.restore(network);
+            }
+        }
         for (LocalEndpoint { record, network, .. }, _) in local {
             if snapshot.has_lost_network(&network.name) {
                 // Its endpoints can be announced when it is there.

@@ -20,6 +20,7 @@ contract!(
     a_record_that_becomes_unreadable_keeps_its_last_reading,
     a_consul_that_dies_and_comes_back_empty_empties_nothing,
     a_removed_network_leaves_no_sentinel_behind,
+    what_a_wiped_consul_lacks_is_not_taken_again,
 );
 
 const HOST: &str = r#"{"v":1,"node":"hand","vtep":"192.168.1.50"}"#;
@@ -244,4 +245,35 @@ async fn a_consul_that_is_not_there_or_never_answers_is_an_error_in_bounded_time
         refused.contains(&format!("cannot reach Consul at {address}: Connection refused")),
         "{refused}"
     );
+}
+
+/// Before those it belongs to have put it back, a VNI, a subnet or an address is chosen by what this
+/// host remembers, too.
+async fn what_a_wiped_consul_lacks_is_not_taken_again(mut server: Server) {
+    let consul = server.client("docker01");
+    let (watcher, mut snapshots) = Watcher::spawn(consul.clone());
+    let network = consul.create_network(&wanted("a"), &pool(), &[]).await.unwrap();
+    let endpoint = consul.claim_address(&network, &claim("e1")).await.unwrap();
+    watcher.want_endpoints(BTreeSet::from([network.id.clone()]));
+    seen(&mut snapshots, "the endpoint", SOON, |snapshot| {
+        snapshot.endpoints.get(&network.id).is_some_and(|it| it.len() == 1)
+    })
+    .await;
+    server.kill();
+    server.start_wiped();
+    // Each of them may meet the watcher before or after it has read the wiped folders.
+    let other = consul.create_network(&wanted("b"), &pool(), &[]).await.unwrap();
+    assert_ne!(other.vni, network.vni);
+    assert_ne!(other.subnet, network.subnet);
+    consul.restore_network(&network).await.unwrap();
+    let next = consul.claim_address(&network, &claim("e2")).await.unwrap();
+    assert_ne!(next.address, endpoint.address);
+    consul.publish_endpoint(&network, &endpoint).await.unwrap();
+    let refused = consul
+        .claim_address(
+            &network,
+            &ovnet_agent::consul::Claim { address: Some(endpoint.address), ..claim("e3") },
+        )
+        .await;
+    assert!(line(refused).contains("is taken by endpoint name-e1 on host docker01"));
 }

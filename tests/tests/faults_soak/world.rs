@@ -141,22 +141,34 @@ impl World {
             self.done += outcome.done;
             self.refused += outcome.refused;
         }
-        self.adopt_networks(cluster);
+        self.adopt_networks(cluster, round);
     }
 
     /// A network whose creation or removal was answered by an error may be there or not, when Consul
-    /// was killed over it: what its record says is right, as long as everybody says the same.
-    fn adopt_networks(&mut self, cluster: &Cluster) {
+    /// was killed over it: what its record says is right, as long as everybody says the same. Those
+    /// that nobody tried to remove are there, also after Consul lost them.
+    fn adopt_networks(&mut self, cluster: &Cluster, round: &Round) {
         for host in HOSTS {
             cluster.wait_connected(host);
         }
-        let records = cluster.records();
-        let names = records.keys().filter_map(|key| key.strip_prefix("networks/"));
-        self.networks = names.map(str::to_owned).collect();
-        assert!(self.networks.contains("anchors"), "the anchors' network is gone: {records:?}");
-        for endpoint in self.endpoints.values() {
-            assert!(self.networks.contains(&endpoint.network), "{endpoint:?} has lost its network");
-        }
+        let removed: BTreeSet<String> = round
+            .acts
+            .iter()
+            .flatten()
+            .filter_map(|act| match act {
+                Act::Remove { network: number } => Some(network(*number)),
+                _ => None,
+            })
+            .collect();
+        let in_use = self.endpoints.values().map(|it| it.network.clone());
+        let certain: BTreeSet<String> =
+            self.networks.difference(&removed).cloned().chain(in_use).collect();
+        self.networks = until(&format!("{certain:?} to be in Consul"), || {
+            let records = cluster.records();
+            let names = records.keys().filter_map(|key| key.strip_prefix("networks/"));
+            let names: BTreeSet<String> = names.map(str::to_owned).collect();
+            names.is_superset(&certain).then_some(names)
+        });
     }
 
     /// Takes down everything but the anchors.

@@ -1,0 +1,114 @@
+//! What this host still knows of records that Consul does not have (invariant 7).
+//!
+//! A Consul that lost its data is filled again by the hosts, each with what is its own, and that
+//! takes a moment. Whoever chose a VNI, a subnet or an address in that moment by what Consul has
+//! alone would choose what is in use: two networks with one VNI would be one network.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    Snapshot,
+    networks::{endpoint_key, network_key},
+    schema::{EndpointRecord, NetworkRecord},
+    sentinel::Identity,
+};
+
+impl Snapshot {
+    /// The networks known here that are not `there`, by name, where their absence is no deletion:
+    /// `identity` is that of the folder in which they are missing.
+    pub(super) fn doubtful_networks(
+        &self,
+        identity: Option<&Identity>,
+        there: impl Fn(&str) -> bool,
+    ) -> Vec<NetworkRecord> {
+        let wiped = differs(self.identity.as_deref(), identity);
+        let known = self.networks.iter().flatten();
+        known
+            .filter(|(name, _)| !there(name))
+            .filter(|(name, _)| wiped || self.lost.contains(&network_key(name)))
+            .map(|(_, network)| network.clone())
+            .collect()
+    }
+
+    /// The same of a network's endpoints. Only a host that is in the network knows any.
+    pub(super) fn doubtful_endpoints(
+        &self,
+        network_id: &str,
+        identity: Option<&Identity>,
+        there: impl Fn(Ipv4Addr) -> bool,
+    ) -> Vec<EndpointRecord> {
+        let read = self.endpoint_identities.get(network_id).map(String::as_str);
+        let wiped = differs(read, identity);
+        let known = self.endpoints.get(network_id).into_iter().flatten();
+        known
+            .filter(|(address, _)| !there(**address))
+            .filter(|(address, _)| {
+                wiped || self.lost.contains(&endpoint_key(network_id, **address))
+            })
+            .map(|(_, endpoint)| endpoint.clone())
+            .collect()
+    }
+}
+
+/// Whether a folder is not the one that was read: another Consul's, or of this one wiped. One that
+/// had no sentinel when it was read has its losses listed.
+fn differs(read: Option<&str>, found: Option<&Identity>) -> bool {
+    read.is_some_and(|read| found.is_none_or(|found| found.to_string() != read))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{consul::client::Entry, service::fake};
+
+    fn identity(created: u64) -> Identity {
+        Identity::of(&Entry {
+            key: "networks/.keep".into(),
+            value: b"word and more".into(),
+            create_index: created,
+            modify_index: 99,
+            session: None,
+        })
+    }
+
+    fn snapshot() -> Snapshot {
+        let networks = ["a", "b"].map(|name| (name.to_owned(), fake::network(name, 4096)));
+        Snapshot {
+            networks: Some(networks.into()),
+            identity: Some(identity(7).to_string()),
+            ..Snapshot::default()
+        }
+    }
+
+    fn names(networks: &[NetworkRecord]) -> Vec<&str> {
+        networks.iter().map(|network| network.name.as_str()).collect()
+    }
+
+    #[test]
+    fn what_is_missing_beside_the_sentinel_we_know_was_deleted() {
+        let found = snapshot().doubtful_networks(Some(&identity(7)), |name| name == "a");
+        assert_eq!(names(&found), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn what_a_wiped_consul_lacks_is_still_taken() {
+        for wiped in [None, Some(identity(8))] {
+            let found = snapshot().doubtful_networks(wiped.as_ref(), |name| name == "a");
+            assert_eq!(names(&found), ["b"]);
+        }
+    }
+
+    #[test]
+    fn what_is_known_to_be_lost_is_still_taken() {
+        let mut snapshot = snapshot();
+        snapshot.lost.insert("networks/b".into());
+        let found = snapshot.doubtful_networks(Some(&identity(7)), |_| false);
+        assert_eq!(names(&found), ["b"]);
+    }
+
+    #[test]
+    fn a_host_that_has_read_nothing_has_no_doubts() {
+        let found = Snapshot::default().doubtful_networks(None, |_| false);
+        assert_eq!(names(&found), [] as [&str; 0]);
+    }
+}
