@@ -93,6 +93,7 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
         log: config.datapath_log,
         force_clsact: config.force_clsact,
         conntrack_max: config.conntrack_max.entries(),
+        abi: config.abi(),
     })?;
     let (watcher, snapshots) = Watcher::spawn(consul.clone());
     let lease = Lease::spawn(consul.clone(), host_record(&node, &uplink, config.vxlan_port));

@@ -4,8 +4,12 @@ use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
+use ovnet_common::abi::map;
 
-use crate::{datapath::DatapathLog, docker::daemon::DockerChoice};
+use crate::{
+    datapath::{Abi, DatapathLog},
+    docker::daemon::DockerChoice,
+};
 
 /// The multi-host container network beside Consul: one agent per host.
 ///
@@ -225,6 +229,30 @@ pub struct Config {
     /// How often everything is compared with what it should be, in seconds.
     #[arg(long, hide = true, default_value = "10", value_parser = seconds)]
     pub repair_interval: Duration,
+    /// Pass for an agent of this ABI version, so that an upgrade can be tried.
+    #[arg(long, hide = true, value_name = "N")]
+    pub abi_version: Option<u32>,
+    /// Names of maps whose layout that version changed.
+    #[arg(
+        long,
+        hide = true,
+        value_name = "MAP,…|all",
+        value_delimiter = ',',
+        requires = "abi_version"
+    )]
+    pub abi_changed: Vec<String>,
+}
+
+impl Config {
+    /// The version of the maps.
+    pub fn abi(&self) -> Abi {
+        let Some(version) = self.abi_version else { return Abi::default() };
+        let is_changed = |name: &&str| {
+            self.abi_changed.iter().any(|changed| changed == "all" || changed == name)
+        };
+        let changed: Vec<&str> = map::ALL.into_iter().filter(is_changed).collect();
+        Abi::pretend(version, &changed)
+    }
 }
 
 /// What to clean up.

@@ -2,7 +2,8 @@
 //!
 //! Every type here is `repr(C)`, made of integers and byte arrays only, without implicit padding:
 //! hash maps compare keys byte by byte, padding included. A change of any layout, name or meaning
-//! raises [`ABI_VERSION`], which is part of the pin path, so two versions never share a map.
+//! raises [`ABI_VERSION`], which is part of the pin path, and the entry of each map it concerns in
+//! [`map::since`]: the maps that two versions have alike they share, and no other.
 
 /// Version of everything in this module. Maps are pinned under `<bpffs>/v<ABI_VERSION>/`.
 pub const ABI_VERSION: u32 = 3;
@@ -55,6 +56,14 @@ pub mod map {
         CONNTRACK,
         FRAGMENTS,
     ];
+
+    /// The [`super::ABI_VERSION`] that first had the map as it is now: its type, what its keys and
+    /// values are made of, and what they mean. An agent that finds a map of another version takes it
+    /// over where both name the same one here, so a change that is forgotten here has programs read
+    /// garbage.
+    pub const fn since(_name: &str) -> u32 {
+        3
+    }
 }
 
 /// Capacity of `HOSTS`.

@@ -24,7 +24,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
-use ovnet_agent::datapath::{Datapath, DatapathLog, LoadOptions, Tables, object_is_missing};
+use ovnet_agent::datapath::{Abi, Datapath, DatapathLog, LoadOptions, Tables, object_is_missing};
 use ovnet_common::{
     abi::{CODES_PER_PROGRAM, Counter, PortCounters, Program},
     verdict::label,
@@ -155,8 +155,14 @@ pub fn load(folder: &Path) -> Datapath {
 
 /// The same with a capacity of the flows' map.
 pub fn load_with(folder: &Path, conntrack_max: Option<u32>) -> Datapath {
+    load_as(folder, conntrack_max, Abi::default())
+}
+
+/// The same as an agent of another version of the maps.
+pub fn load_as(folder: &Path, conntrack_max: Option<u32>, abi: Abi) -> Datapath {
     let bpffs = folder.join("ovnet");
-    let options = LoadOptions { bpffs, log: DatapathLog::Off, force_clsact: false, conntrack_max };
+    let log = DatapathLog::Off;
+    let options = LoadOptions { bpffs, log, force_clsact: false, conntrack_max, abi };
     Datapath::load(&options).unwrap_or_else(|error| panic!("load the programs: {error:#}"))
 }
 
@@ -288,8 +294,8 @@ fn set(context: &mut [u8], at: usize, value: u32) {
     context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
 }
 
-/// Makes the interfaces of the host under test, each with the ifindex the constants say.
-fn build_links() {
+/// Makes the interfaces of the host under test, for [`with_bpffs`], each with the ifindex the constants say.
+pub fn build_links() {
     let mac = |party: Party| {
         let octets: Vec<String> = party.mac.iter().map(|byte| format!("{byte:02x}")).collect();
         octets.join(":")

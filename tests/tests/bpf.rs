@@ -12,6 +12,7 @@ mod bpf {
     mod coverage;
     mod encapsulate;
     mod events;
+    mod formers;
     mod from_container;
     mod from_overlay;
     mod pins;

@@ -1,22 +1,22 @@
 //! Attaches programs, and finds out whether they still are.
 //!
-//! TCX and XDP links are pinned as `links/<program>-<ifindex>[-<mode>]`. A clsact filter is no
-//! link: it has a fixed priority and handle instead, by which it is replaced atomically, and stays
-//! when the agent ends.
+//! TCX and XDP links are pinned, see [`super::links`]. One of another version's folder is taken over
+//! like our own: the program behind it is replaced, and the pin moved, each in one step, so there is
+//! one program on the hook throughout. A clsact filter is no link: it has a fixed priority and
+//! handle instead, by which it is replaced atomically, and stays when the agent ends.
 
 use std::{
-    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
     programs::{
         self, LinkOrder, SchedClassifier, TcAttachType, Xdp,
-        links::{FdLink, PinnedLink},
+        links::FdLink,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
         xdp::XdpLink,
     },
@@ -26,7 +26,7 @@ use aya::{
 
 use ovnet_common::abi::Program;
 
-use super::{Attachment, TcMode, XdpMode};
+use super::{Attachment, TcMode, XdpMode, former::Former, links};
 
 /// Priority of our clsact filters; the handle is 1.
 const PRIORITY: u16 = 100;
@@ -37,10 +37,11 @@ pub(super) fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
-/// Attaches or takes over.
+/// Attaches or takes over: what is pinned in our folder, or in a former one.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     folder: &Path,
+    formers: &[Former],
     mode: TcMode,
     attachment: &Attachment,
 ) -> Result<()> {
@@ -48,36 +49,77 @@ pub(super) fn attach(
     let name = program.name();
     let context = || format!("attach {name} to {interface}");
     let handle = ebpf.program_mut(name).with_context(|| format!("the object has no {name}"))?;
-    let pin = folder.join("links").join(pin_name(attachment));
-    match (xdp, mode) {
-        (Some(xdp), _) => {
-            let handle: &mut Xdp = handle.try_into()?;
-            attach_xdp(handle, *ifindex, *xdp, &pin).with_context(context)
+    let pin = folder.join("links").join(links::pin_name(attachment));
+    let (there, excluded) = links::on_hook(attachment, folder, formers);
+    let mut there = there.into_iter();
+    let taken_over = match (xdp, mode) {
+        (Some(_), _) => {
+            let handle: &mut Xdp = (&mut *handle).try_into()?;
+            take_over(&mut there, &pin, |link| {
+                let id = handle.attach_to_link(XdpLink::try_from(link)?)?;
+                // The link is pinned already; letting go of our descriptor leaves it there.
+                drop(handle.take_link(id)?);
+                Ok(())
+            })
         }
         (None, TcMode::Tcx) => {
-            let handle: &mut SchedClassifier = handle.try_into()?;
-            attach_tcx(handle, interface, &pin).with_context(context)
+            let handle: &mut SchedClassifier = (&mut *handle).try_into()?;
+            take_over(&mut there, &pin, |link| {
+                let id = handle.attach_to_link(link.try_into()?)?;
+                drop(handle.take_link(id)?);
+                Ok(())
+            })
         }
-        (None, TcMode::Clsact) => {
-            let handle: &mut SchedClassifier = handle.try_into()?;
-            attach_clsact(handle, interface).with_context(context)?;
-            // Of a kernel or an option that had TCX: the packet would pass both.
-            remove_pin(&pin).map(drop)
+        (None, TcMode::Clsact) => Ok(false),
+    };
+    if !taken_over.with_context(context)? {
+        match (xdp, mode) {
+            (Some(xdp), _) => {
+                // The kernel takes one mode per interface: a link of the other one goes first.
+                let mut gone = false;
+                for other in &excluded {
+                    gone |= links::remove(other)?;
+                }
+                attach_xdp(handle.try_into()?, *ifindex, *xdp, gone, &pin).with_context(context)?;
+            }
+            (None, TcMode::Tcx) => {
+                attach_tcx(handle.try_into()?, interface, &pin).with_context(context)?;
+            }
+            (None, TcMode::Clsact) => {
+                attach_clsact(handle.try_into()?, interface).with_context(context)?;
+            }
         }
     }
+    // A packet would pass both: what else there is on the hook, or, with clsact, the links of a
+    // kernel or an option that had TCX.
+    there.try_for_each(|other| links::remove(&other).map(drop))
+}
+
+/// Puts a program behind the first of the pinned links that still has its interface, and pins that
+/// link as `pin` instead; says whether there was one. Those that come after it are left in `there`.
+fn take_over(
+    there: &mut impl Iterator<Item = PathBuf>,
+    pin: &Path,
+    mut replace: impl FnMut(FdLink) -> Result<()>,
+) -> Result<bool> {
+    for found in there {
+        let Some(link) = links::open(&found)? else { continue };
+        match replace(link) {
+            Ok(()) => {
+                if found != pin {
+                    fs::rename(&found, pin).with_context(|| {
+                        format!("move the link {} to {}", found.display(), pin.display())
+                    })?;
+                }
+                return Ok(true);
+            }
+            Err(error) => forget_defunct(&found, error)?,
+        }
+    }
+    Ok(false)
 }
 
 fn attach_tcx(program: &mut SchedClassifier, interface: &str, pin: &Path) -> Result<()> {
-    if let Some(link) = pinned(pin)? {
-        match program.attach_to_link(link.try_into()?) {
-            // The link is pinned already; letting go of our descriptor leaves it there.
-            Ok(id) => {
-                drop(program.take_link(id)?);
-                return Ok(());
-            }
-            Err(error) => forget_defunct(pin, error)?,
-        }
-    }
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
     let id = program.attach_with_options(interface, TcAttachType::Ingress, options)?;
     let link: FdLink = program.take_link(id)?.try_into()?;
@@ -85,22 +127,14 @@ fn attach_tcx(program: &mut SchedClassifier, interface: &str, pin: &Path) -> Res
     Ok(())
 }
 
-fn attach_xdp(program: &mut Xdp, ifindex: u32, mode: XdpMode, pin: &Path) -> Result<()> {
-    if let Some(link) = pinned(pin)? {
-        match program.attach_to_link(XdpLink::try_from(link)?) {
-            Ok(id) => {
-                drop(program.take_link(id)?);
-                return Ok(());
-            }
-            Err(error) => forget_defunct(pin, error)?,
-        }
-    }
-    // The kernel takes one mode per interface: a link of the other one goes first.
-    let mut gone = false;
-    for other in ["native", "generic"] {
-        let name = format!("{}-{ifindex}-{other}", Program::UplinkXdp.name());
-        gone |= remove_pin(&pin.with_file_name(name))?;
-    }
+/// `gone` says whether a link was just removed from the interface.
+fn attach_xdp(
+    program: &mut Xdp,
+    ifindex: u32,
+    mode: XdpMode,
+    gone: bool,
+    pin: &Path,
+) -> Result<()> {
     let mode = match mode {
         XdpMode::Native => programs::XdpMode::Driver,
         XdpMode::Generic => programs::XdpMode::Skb,
@@ -158,16 +192,7 @@ pub(super) fn detach(folder: &Path, mode: TcMode, attachment: &Attachment) -> Re
             other => other.with_context(|| format!("detach {name} from {interface}")),
         };
     }
-    remove_pin(&folder.join("links").join(pin_name(attachment))).map(drop)
-}
-
-/// Removes a pinned link, which detaches its program, and says whether there was one.
-fn remove_pin(pin: &Path) -> Result<bool> {
-    match fs::remove_file(pin) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("remove the link {}", pin.display())),
-    }
+    links::remove(&folder.join("links").join(links::pin_name(attachment))).map(drop)
 }
 
 /// Takes our clsact filters off an interface, whoever put them there; says whether there were any.
@@ -191,13 +216,13 @@ pub fn unhook(interface: &str) -> Result<bool> {
 /// Whether the program of this process is still where it was attached.
 pub(super) fn in_force(ebpf: &Ebpf, folder: &Path, mode: TcMode, attachment: &Attachment) -> bool {
     let Attachment { program, ifindex, interface, xdp } = attachment;
-    let pin = folder.join("links").join(pin_name(attachment));
+    let pin = folder.join("links").join(links::pin_name(attachment));
     let own = ebpf.program(program.name()).and_then(|program| program.info().ok());
     let Some(own) = own.map(|info| info.id()) else { return false };
     match (xdp, mode) {
         (Some(_), _) => {
             // The pin's name has the ifindex, so a link that lost its interface is none of this one's.
-            let link = pinned(&pin).ok().flatten().and_then(|link| link.info().ok());
+            let link = links::open(&pin).ok().flatten().and_then(|link| link.info().ok());
             link.is_some_and(|link| link.program_id() == own)
         }
         (None, TcMode::Tcx) => {
@@ -212,49 +237,16 @@ pub(super) fn in_force(ebpf: &Ebpf, folder: &Path, mode: TcMode, attachment: &At
     }
 }
 
-/// Pins under `links/` that belong to none of the wanted attachments.
-pub(super) fn stale_links(folder: &Path, wanted: &BTreeSet<Attachment>) -> Result<Vec<PathBuf>> {
-    let names: BTreeSet<String> = wanted.iter().map(pin_name).collect();
-    let links = folder.join("links");
-    let mut stale = Vec::new();
-    for entry in fs::read_dir(&links).with_context(|| format!("list {}", links.display()))? {
-        let entry = entry.with_context(|| format!("list {}", links.display()))?;
-        let keep = entry.file_name().to_str().is_some_and(|name| names.contains(name));
-        if !keep {
-            stale.push(entry.path());
-        }
-    }
-    Ok(stale)
-}
-
-fn pin_name(attachment: &Attachment) -> String {
-    let Attachment { program, ifindex, interface: _, xdp } = attachment;
-    let mode = match xdp {
-        None => "",
-        Some(XdpMode::Native) => "-native",
-        Some(XdpMode::Generic) => "-generic",
-    };
-    format!("{}-{ifindex}{mode}", program.name())
-}
-
-fn pinned(pin: &Path) -> Result<Option<FdLink>> {
-    if !pin.exists() {
-        return Ok(None);
-    }
-    let link = PinnedLink::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
-    Ok(Some(FdLink::from(link)))
-}
-
 /// Removes the pin of a link whose interface is gone (ENOLINK); any other error is one.
-fn forget_defunct(pin: &Path, error: programs::ProgramError) -> Result<()> {
-    let number = match &error {
-        programs::ProgramError::SyscallError(SyscallError { io_error, .. }) => {
+fn forget_defunct(pin: &Path, error: anyhow::Error) -> Result<()> {
+    let number = match error.downcast_ref() {
+        Some(programs::ProgramError::SyscallError(SyscallError { io_error, .. })) => {
             io_error.raw_os_error()
         }
         _ => None,
     };
     if number != Some(libc::ENOLINK) {
-        bail!(anyhow::Error::from(error).context(format!("take over {}", pin.display())));
+        return Err(error.context(format!("take over {}", pin.display())));
     }
     fs::remove_file(pin).with_context(|| format!("remove the defunct link {}", pin.display()))
 }

@@ -37,35 +37,37 @@ pub struct Swept {
     pub put_back: u64,
 }
 
-/// The open map.
+/// The open map, and the one that says what ports lead to.
 pub struct Conntrack {
-    map: MapData,
+    flows: Flows,
     published: HashMap<MapData, PublishedKey, PublishedValue>,
+}
+
+/// A map of flows.
+pub(super) struct Flows {
+    map: MapData,
     max: u32,
 }
 
 impl std::fmt::Debug for Conntrack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Conntrack").field("max", &self.max).finish_non_exhaustive()
+        f.debug_struct("Conntrack").field("max", &self.flows.max).finish_non_exhaustive()
     }
 }
 
 impl Conntrack {
     /// Opens the pinned map of the folder of maps.
     pub(super) fn open(maps: &Path) -> Result<Self> {
-        let pin = maps.join(map::CONNTRACK);
-        let opened = || format!("open {}", pin.display());
-        let max = MapInfo::from_pin(&pin).with_context(opened)?.max_entries();
-        let map = MapData::from_pin(&pin).with_context(opened)?;
+        let flows = Flows::open(&maps.join(map::CONNTRACK))?;
         let pin = maps.join(map::PUBLISHED);
         let opened = || format!("open {}", pin.display());
         let published = aya::maps::Map::HashMap(MapData::from_pin(&pin).with_context(opened)?);
-        Ok(Self { map, published: published.try_into().with_context(opened)?, max })
+        Ok(Self { flows, published: published.try_into().with_context(opened)? })
     }
 
     /// How many entries fit, two per flow.
     pub fn capacity(&self) -> u32 {
-        self.max
+        self.flows.max
     }
 
     /// Removes the flows that were silent for longer than their state allows at `now_ns`
@@ -78,7 +80,7 @@ impl Conntrack {
         let mut swept = Swept::default();
         let ports: Result<BTreeMap<_, _>, MapError> = self.published.iter().collect();
         let ports = ports.context("read PUBLISHED")?;
-        self.walk(|key, value| {
+        self.flows.walk(|key, value| {
             swept.entries += 1;
             let leads = |port: &PublishedKey| ports.get(port).copied();
             let may_be_orphaned = !leads_there(key, value, leads);
@@ -94,11 +96,11 @@ impl Conntrack {
             if !is_orphaned && !value.is_stale(key.protocol, now_ns) {
                 return Ok(());
             }
-            let Some(last) = self.take(key)? else { return Ok(()) };
+            let Some(last) = self.flows.take(key)? else { return Ok(()) };
             if is_orphaned || last.is_stale(key.protocol, now_ns) {
                 swept.removed += 1;
             } else {
-                self.put_back(key, &last)?;
+                self.flows.put_back(key, &last)?;
                 swept.put_back += 1;
             }
             Ok(())
@@ -109,7 +111,7 @@ impl Conntrack {
     /// Every entry that is there throughout the walk, and perhaps others.
     pub fn entries(&self) -> Result<Vec<(FlowKey, FlowValue)>> {
         let mut entries = Vec::new();
-        self.walk(|key, value| {
+        self.flows.walk(|key, value| {
             entries.push((*key, *value));
             Ok(())
         })?;
@@ -117,8 +119,17 @@ impl Conntrack {
     }
 
     /// Enters what another map had, where it is not there yet.
-    pub(super) fn adopt(&self, other: &Self) -> Result<()> {
-        other.walk(|key, value| self.put_back(key, value))
+    pub(super) fn adopt(&self, other: &Flows) -> Result<()> {
+        other.walk(|key, value| self.flows.put_back(key, value))
+    }
+}
+
+impl Flows {
+    /// Opens the pinned map.
+    pub(super) fn open(pin: &Path) -> Result<Self> {
+        let opened = || format!("open {}", pin.display());
+        let max = MapInfo::from_pin(pin).with_context(opened)?.max_entries();
+        Ok(Self { map: MapData::from_pin(pin).with_context(opened)?, max })
     }
 
     fn walk(&self, mut each: impl FnMut(&FlowKey, &FlowValue) -> Result<()>) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Loads the object over the pinned maps.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -8,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapInfo, MapType},
+    maps::MapType,
     programs::{SchedClassifier, Xdp},
 };
 use ovnet_common::{
@@ -16,7 +17,13 @@ use ovnet_common::{
     published,
 };
 
-use super::Conntrack;
+use super::{
+    Conntrack, LoadOptions, TcMode,
+    conntrack::Flows,
+    former::{self, Described, Former, Shape, Source},
+    layouts::Layouts,
+    links,
+};
 
 /// The object, built by build.rs and aligned as the ELF parser wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ovnet-ebpf"));
@@ -53,14 +60,26 @@ pub fn object_is_missing() -> bool {
     OBJECT.is_empty()
 }
 
-/// Loads every program, none attached. `folder` is the versioned folder of pins; it is made.
-pub(super) fn load(folder: &Path, log: DatapathLog, conntrack_max: u32) -> Result<Ebpf> {
+/// The object's programs, loaded, and what there was before.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    /// The folders of other versions.
+    pub(super) formers: Vec<Former>,
+    /// Our own maps that were made anew although programs that use the old ones may be in force.
+    pub(super) remade: BTreeSet<&'static str>,
+}
+
+/// Loads every program, none attached, over the maps in the folder of this version's pins. It is
+/// made, and so is each map that is neither there nor in the folder of another version.
+pub(super) fn load(options: &LoadOptions, tc: TcMode, conntrack_max: u32) -> Result<Loaded> {
     ensure!(
         !object_is_missing(),
         "this ovnet-agent was built without its programs (AYA_BUILD_SKIP): build it again without"
     );
-    let (maps, former) = prepare(folder, conntrack_max)?;
-    let level = log.level();
+    let folder = options.abi.folder(&options.bpffs);
+    let maps = folder.join("maps");
+    let (formers, Prepared { remade, flows }) = prepare(options, tc, &folder, conntrack_max)?;
+    let level = options.log.level();
     let mut loader = EbpfLoader::new();
     loader.override_global(aya_log::LEVEL, &level, false);
     loader.map_max_entries(map::CONNTRACK, conntrack_max);
@@ -78,12 +97,12 @@ pub(super) fn load(folder: &Path, log: DatapathLog, conntrack_max: u32) -> Resul
         };
         result.with_context(|| format!("load {name} (a kernel before 6.1, or no CAP_BPF)"))?;
     }
-    if let Some(former) = former {
+    if let Some(flows) = flows {
         // Until our programs are in place flows may still begin in the former map; the kernel's
         // connection tracking takes those up in the middle.
-        Conntrack::open(&maps)?.adopt(&former)?;
+        Conntrack::open(&maps)?.adopt(&flows)?;
     }
-    Ok(ebpf)
+    Ok(Loaded { ebpf, formers, remade })
 }
 
 /// The capacity of `CONNTRACK` for this machine: a quarter of a per cent of its memory.
@@ -103,56 +122,83 @@ fn entries_for(kilobytes: u64) -> u32 {
     u32::try_from(entries.clamp(16_384, 1_048_576)).unwrap_or(u32::MAX)
 }
 
-/// Makes the folders and removes pinned maps that are not what this build expects. aya 0.14 takes
-/// any map it finds under the name, whatever its layout; programs would then read garbage. Returns
-/// the folder of maps, and the flows' former map where only its capacity is another one now.
-fn prepare(folder: &Path, conntrack_max: u32) -> Result<(PathBuf, Option<Conntrack>)> {
-    let mut former = None;
+/// What became of the maps there were.
+#[derive(Default)]
+struct Prepared {
+    remade: BTreeSet<&'static str>,
+    /// The flows' former map, where only its capacity is another one now.
+    flows: Option<Flows>,
+}
+
+/// Makes the folders, takes over the maps of other versions that are as this build's, and removes
+/// pinned maps that are not what this build expects. aya 0.14 takes any map it finds under the
+/// name, whatever its layout; programs would then read garbage.
+fn prepare(
+    options: &LoadOptions,
+    tc: TcMode,
+    folder: &Path,
+    conntrack_max: u32,
+) -> Result<(Vec<Former>, Prepared)> {
+    let LoadOptions { bpffs, abi, .. } = options;
+    require_bpffs(bpffs)?;
     let maps = folder.join("maps");
-    let parent = folder.parent().unwrap_or(folder);
-    require_bpffs(parent)?;
+    // A clsact filter has no pin: any folder may be that of programs in force.
+    let in_force = |folder: &Path| match tc {
+        TcMode::Tcx => links::any(folder),
+        TcMode::Clsact => folder.exists(),
+    };
+    let own_in_force = in_force(folder);
     for path in [&maps, &folder.join("links")] {
         fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
     }
+    let formers = former::find(bpffs, abi.version())?;
+    if !own_in_force && formers.iter().any(|former| in_force(&former.folder)) {
+        // Nobody's: of a start that attached nothing, or of long ago.
+        former::clear(&maps)?;
+    }
+    let own_layouts = Layouts::read(folder, abi.version())?;
+    let (mut prepared, mut anew) = (Prepared::default(), Vec::new());
     for name in map::ALL {
         let pin = maps.join(name);
-        if !pin.exists() {
-            continue;
+        let shape = expected(name, conntrack_max);
+        let wanted = Described { layout: abi.layouts().of(name), shape };
+        let own = Described::pinned(&maps, name, &own_layouts)?;
+        let theirs: Vec<_> = formers.iter().map(|former| former.describe(name)).collect();
+        let source = former::source(name, &wanted, own.as_ref(), &theirs);
+        let theirs = |at: usize| formers.get(at).map(|it| it.maps().join(name)).unwrap_or_default();
+        match source {
+            Source::Own => continue,
+            Source::Former(at) => former::share(&theirs(at), &pin)?,
+            Source::FromFormer(at) => prepared.flows = Some(Flows::open(&theirs(at))?),
+            Source::FromOwn => prepared.flows = Some(Flows::open(&pin)?),
+            Source::Anew => anew.push(name),
         }
-        let found = MapInfo::from_pin(&pin)
-            .with_context(|| format!("{} is no map: remove it", pin.display()))
-            .map(|info| {
-                let kind = info.map_type().unwrap_or(MapType::Unspecified);
-                (kind, info.key_size(), info.value_size(), info.max_entries())
-            })?;
-        let expected = expected(name, conntrack_max);
-        let same_layout = (found.0, found.1, found.2) == (expected.0, expected.1, expected.2);
-        if name == map::CONNTRACK && same_layout && found.3 != expected.3 {
-            former = Some(Conntrack::open(&maps)?);
-            fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
-            continue;
-        }
-        if found != expected {
+        if let Some(found) = own {
             tracing::warn!(
                 map = name,
                 ?found,
-                ?expected,
+                ?wanted,
                 "a pinned map is not of this build; it is made again and filled from Consul"
             );
             fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
+            prepared.remade.extend(own_in_force.then_some(name));
         }
     }
-    Ok((maps, former))
+    abi.layouts().write(folder)?;
+    if let Some(Former { version, .. }) = formers.first() {
+        let shared = map::ALL.len() - anew.len();
+        tracing::info!(version, shared, ?anew, "found what an agent of another version left");
+    }
+    Ok((formers, prepared))
 }
 
-/// Type, key size, value size and capacity of a map of this build, `CONNTRACK` having the capacity
-/// given.
-fn expected(name: &str, conntrack_max: u32) -> (MapType, u32, u32, u32) {
+/// The shape of a map of this build, `CONNTRACK` having the capacity given.
+fn expected(name: &str, conntrack_max: u32) -> Shape {
     fn size<T>() -> u32 {
         u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
     }
     let key = size::<u32>();
-    match name {
+    let (kind, key, value, entries) = match name {
         map::CONFIG => (MapType::Array, key, size::<abi::HostConfig>(), 1),
         map::HOSTS => {
             (MapType::Hash, size::<abi::Address>(), size::<abi::HostValue>(), abi::MAX_HOSTS)
@@ -189,7 +235,8 @@ fn expected(name: &str, conntrack_max: u32) -> (MapType, u32, u32, u32) {
             published::MAX_FRAGMENTS,
         ),
         _ => (MapType::RingBuf, 0, 0, abi::EVENTS_BYTES),
-    }
+    };
+    Shape { kind, key, value, entries }
 }
 
 /// Fails unless the folder, or the closest parent that exists, is on a bpffs.

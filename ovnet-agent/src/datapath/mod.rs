@@ -2,11 +2,15 @@
 //!
 //! Everything that forwards is pinned under `<bpffs>/v<ABI>/`, so it goes on without this process
 //! (invariant 1). A start finds what is pinned, takes over the maps and replaces the programs
-//! behind the pinned links atomically; no packet ever meets a hook without a program.
+//! behind the pinned links atomically; no packet ever meets a hook without a program. An agent of
+//! another ABI version, earlier or later, is succeeded in the same way, see `former.rs`.
 
 mod attach;
 mod conntrack;
 mod events;
+mod former;
+mod layouts;
+mod links;
 mod load;
 mod maps;
 
@@ -20,9 +24,13 @@ pub use attach::unhook;
 use aya::Ebpf;
 pub use conntrack::{Conntrack, Swept};
 pub use events::spawn_reader;
+use former::Former;
+pub use layouts::Abi;
+use links::Hook;
+use load::Loaded;
 pub use load::{DatapathLog, object_is_missing, require_bpffs};
 pub use maps::{Maps, Tables};
-use ovnet_common::abi::{ABI_VERSION, Program};
+use ovnet_common::abi::Program;
 
 /// How TC programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +76,8 @@ pub struct LoadOptions {
     /// How many entries of published ports' flows there may be, two per flow; by the machine's
     /// memory where absent.
     pub conntrack_max: Option<u32>,
+    /// The version of the maps; this build's, but for tests.
+    pub abi: Abi,
 }
 
 /// The loaded programs with their pinned maps and links.
@@ -79,13 +89,20 @@ pub struct Datapath {
     /// What this process attached or took over. What an earlier agent pinned and we have not taken
     /// over yet is not in here, so the first pass takes it over.
     attached: BTreeSet<Attachment>,
+    /// The folders of other versions, until they are removed.
+    formers: Vec<Former>,
+    /// The hooks whose programs know more hosts and endpoints than ours would.
+    ahead: BTreeSet<Hook>,
+    /// Whether there may be clsact filters of which this is true.
+    filters_ahead: bool,
 }
 
 impl std::fmt::Debug for Datapath {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { ebpf: _, maps: _, folder, tc, attached } = self;
+        let Self { ebpf: _, maps: _, folder, tc, attached, formers, .. } = self;
         f.debug_struct("Datapath")
             .field("folder", folder)
+            .field("formers", formers)
             .field("tc", tc)
             .field("attached", attached)
             .finish_non_exhaustive()
@@ -96,15 +113,22 @@ impl Datapath {
     /// Loads the programs over the pinned maps, making those that are not there yet. Attaches
     /// nothing.
     pub fn load(options: &LoadOptions) -> Result<Self> {
-        let folder = versioned(&options.bpffs);
+        let folder = options.abi.folder(&options.bpffs);
         let conntrack_max = options.conntrack_max.unwrap_or_else(load::conntrack_by_memory);
-        let mut ebpf = load::load(&folder, options.log, conntrack_max)?;
-        let maps = Maps::take(&mut ebpf).context("open the maps")?;
         let tc = match options.force_clsact || !attach::has_tcx() {
             true => TcMode::Clsact,
             false => TcMode::Tcx,
         };
-        Ok(Self { ebpf, maps, folder, tc, attached: BTreeSet::new() })
+        let Loaded { mut ebpf, formers, remade } = load::load(options, tc, conntrack_max)?;
+        let maps = Maps::take(&mut ebpf).context("open the maps")?;
+        let ours = former::tables_from_consul(&folder.join("maps"))?;
+        let theirs = formers.iter().map(|former| former.folder.as_path());
+        let folders: Vec<&Path> = [folder.as_path()].into_iter().chain(theirs).collect();
+        let ahead = links::reading_others(&ours, &folders)?;
+        let filters_ahead =
+            tc == TcMode::Clsact && former::may_read_others(&ours, &formers, &remade);
+        let attached = BTreeSet::new();
+        Ok(Self { ebpf, maps, folder, tc, attached, formers, ahead, filters_ahead })
     }
 
     /// The tables and counters.
@@ -148,7 +172,7 @@ impl Datapath {
         }
         for attachment in self.attached() {
             if attachment.xdp.is_none() {
-                attach::attach(&mut self.ebpf, &self.folder, self.tc, &attachment)?;
+                self.put(&attachment)?;
             }
         }
         Ok(())
@@ -171,14 +195,36 @@ impl Datapath {
 
     /// Pinned links that belong to none of `wanted`: of deleted interfaces or another mode.
     pub fn stale_links(&self, wanted: &BTreeSet<Attachment>) -> Result<Vec<PathBuf>> {
-        attach::stale_links(&self.folder, wanted)
+        links::stale(&self.folder, wanted)
     }
 
     /// Attaches a program, or replaces what an earlier agent left there, atomically.
     pub fn attach(&mut self, attachment: &Attachment) -> Result<()> {
-        attach::attach(&mut self.ebpf, &self.folder, self.tc, attachment)?;
+        self.put(attachment)?;
         self.attached.insert(attachment.clone());
         Ok(())
+    }
+
+    fn put(&mut self, attachment: &Attachment) -> Result<()> {
+        attach::attach(&mut self.ebpf, &self.folder, &self.formers, self.tc, attachment)
+    }
+
+    /// Whether a former agent's program is on the hook, and those look hosts and endpoints up in other
+    /// maps than ours: none must be replaced before ours hold what they know.
+    pub fn is_behind(&self, attachment: &Attachment) -> bool {
+        let is_filter = self.tc == TcMode::Clsact && attachment.xdp.is_none();
+        (is_filter && self.filters_ahead) || self.ahead.contains(&Hook::of(attachment))
+    }
+
+    /// Removes what former agents left, in folders of other versions: for when ours is on every hook
+    /// it should be on. Their programs on any other hook go with it. Says of which versions.
+    pub fn remove_formers(&mut self) -> Result<Vec<u32>> {
+        let mut versions = Vec::new();
+        while let Some(former) = self.formers.first() {
+            former.remove()?;
+            versions.push(self.formers.remove(0).version);
+        }
+        Ok(versions)
     }
 
     /// Detaches a program of this process. An interface that is gone is no error.
@@ -190,16 +236,11 @@ impl Datapath {
     /// Removes a pinned link found by [`Self::stale_links`], which detaches its program. One that a
     /// detach of the same pass removed is no error.
     pub fn remove_link(&mut self, pin: &Path) -> Result<()> {
-        match std::fs::remove_file(pin) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove the link {}", pin.display()))
-            }
-            _ => Ok(()),
-        }
+        links::remove(pin).map(drop)
     }
 }
 
 /// The folder of this ABI's pins under the folder of `--bpffs`.
 pub fn versioned(bpffs: &Path) -> PathBuf {
-    bpffs.join(format!("v{ABI_VERSION}"))
+    Abi::default().folder(bpffs)
 }

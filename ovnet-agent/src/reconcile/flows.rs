@@ -30,14 +30,17 @@ impl Flows {
     }
 }
 
-/// Spawns the task. It sweeps at once when told that a port changed what it leads to, and ends with
-/// whoever tells.
+/// Spawns the task. It sweeps at once when told that a port changed what it leads to, for the first
+/// time when told that the table of ports is filled, and ends with whoever tells.
 pub(super) fn spawn(conntrack: Conntrack, mut published: watch::Receiver<()>) -> Arc<Flows> {
     let flows = Arc::new(Flows::default());
     flows.capacity.store(conntrack.capacity().into(), Ordering::Relaxed);
     let usage = Arc::clone(&flows);
     let conntrack = Arc::new(conntrack);
     tokio::spawn(async move {
+        if published.changed().await.is_err() {
+            return;
+        }
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

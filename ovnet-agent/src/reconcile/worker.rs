@@ -1,20 +1,22 @@
 //! The loop itself and one pass of it.
 
+mod answers;
+mod handover;
 mod ports;
 mod recover;
 mod sandboxes;
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use anyhow::{Result, anyhow};
-use ovnet_common::abi::{mapped, unmapped};
-use tokio::sync::{mpsc, oneshot, watch};
+use ovnet_common::abi::unmapped;
+use tokio::sync::{mpsc, watch};
 
 pub(in crate::reconcile) use self::ports::Ports;
+use self::{
+    answers::{Waiting, answer},
+    handover::Handover,
+};
 use super::{Request, Shared, drift::Drift, records::OwnRecords, xdp};
 use crate::{
     apply::{Failure, apply},
@@ -22,18 +24,14 @@ use crate::{
         Lease, Watcher,
         schema::{HostRecord, VERSION},
     },
-    datapath::Tables,
+    datapath::{Attachment, Tables},
     desired::{Inputs, UplinkView, desired},
     diff::{Actual, Op, diff},
     hosts::HostTable,
     net::{self, Net, Uplink},
     repairs::{Repair, Repairs},
-    state::{LocalEndpoint, StateFolder},
+    state::StateFolder,
 };
-
-/// How long an attach waits for its network's other endpoints. After that it succeeds all the
-/// same: the endpoint is wired, and the rest follows when Consul answers.
-const FIRST_READ: Duration = Duration::from_secs(5);
 
 /// The loop. It owns everything only the loop changes.
 pub struct Worker {
@@ -49,18 +47,12 @@ pub struct Worker {
     ports: Ports,
     /// Names of host-side veths of endpoints whose state is lost.
     held: BTreeSet<String>,
+    handover: Handover,
     waiting: Vec<Waiting>,
     /// The last pass's contradictions, so that each is logged once.
     contradictions: BTreeSet<String>,
     /// Whether the first pass is over; its changes are no repairs.
     settled: bool,
-}
-
-/// An attach that is wired and waits for its network's endpoints to be read.
-struct Waiting {
-    network: String,
-    until: Instant,
-    reply: oneshot::Sender<Result<()>>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -91,6 +83,7 @@ impl Worker {
             own_records,
             ports,
             held: BTreeSet::new(),
+            handover: Handover::Ahead,
             waiting: Vec::new(),
             contradictions: BTreeSet::new(),
             settled: false,
@@ -280,6 +273,7 @@ impl Worker {
             held: self.hold(&links),
         });
         self.log_contradictions(&desired.contradictions);
+        let told = self.hosts_are_told(&local, usable.as_ref(), &snapshot);
 
         let (failures, changed, republished) = {
             let mut datapath = self.shared.datapath();
@@ -294,7 +288,9 @@ impl Worker {
                 attached: datapath.attached(),
                 stale_links: datapath.stale_links(&desired.attachments)?,
             };
+            let is_behind = |it: &Attachment| datapath.is_behind(it);
             let ops = diff(&desired, &actual);
+            let ops = self.handover.hold_back(ops, told, is_behind, &mut notes);
             let changed = !ops.is_empty();
             let of_ports = |op: &Op| matches!(op, Op::SetPublished(..) | Op::RemovePublished(_));
             let republished = ops.iter().any(of_ports);
@@ -311,7 +307,11 @@ impl Worker {
             (failures, changed, republished)
         };
         let failures = self.tolerate(failures, &mut notes);
-        if republished {
+        if failures.is_empty() {
+            self.handover.finish(&mut self.shared.datapath(), &links, &mut notes);
+        }
+        // The first time in any case: before, the table of ports may not be filled.
+        if republished || !self.settled {
             self.ports.published.send_replace(());
         }
         if changed || whole {
@@ -392,38 +392,6 @@ impl Worker {
         }
         self.contradictions = found;
     }
-
-    /// Answers attaches that failed; the others wait for their network to be read.
-    fn answer_added(
-        &mut self,
-        added: Vec<(LocalEndpoint, oneshot::Sender<Result<()>>)>,
-        failures: &[Failure],
-    ) {
-        for (endpoint, reply) in added {
-            if !self.shared.view().local.contains_key(&endpoint.record.id) {
-                let name = &endpoint.host_ifname;
-                answer(reply, Err(anyhow!("{name} is gone: was its sandbox removed meanwhile?")));
-            } else if let Some(failure) = failures.iter().find(|it| concerns(&it.op, &endpoint)) {
-                answer(reply, Err(anyhow!("{:#}", failure.error)));
-            } else {
-                let (network, until) = (endpoint.network.id, Instant::now() + FIRST_READ);
-                self.waiting.push(Waiting { network, until, reply });
-            }
-        }
-    }
-
-    fn answer_waiting(&mut self) {
-        let snapshot = self.shared.snapshots.borrow().clone();
-        let now = Instant::now();
-        for waiting in std::mem::take(&mut self.waiting) {
-            let read = snapshot.endpoints.contains_key(&waiting.network);
-            if read || waiting.until <= now {
-                answer(waiting.reply, Ok(()));
-            } else {
-                self.waiting.push(waiting);
-            }
-        }
-    }
 }
 
 /// What this host announces of itself.
@@ -437,31 +405,3 @@ pub fn host_record(node: &str, uplink: &Uplink, port: u16) -> HostRecord {
         agent: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
-
-/// Whether an endpoint cannot work without this step, or not without being trusted too far.
-fn concerns(op: &Op, endpoint: &LocalEndpoint) -> bool {
-    let vni = endpoint.network.vni;
-    let gateway = endpoint.gateway.as_ref();
-    match op {
-        Op::SetConfig(_) => true,
-        Op::SetNetwork(of, _) => *of == vni,
-        Op::SetEndpoint(key, value) => key.vni == vni && value.ifindex != 0,
-        Op::SetPort(_, value) if value.vni == 0 => {
-            gateway.is_some_and(|it| mapped(it.address.octets()) == value.address)
-        }
-        Op::SetPort(_, value) => value.vni == vni,
-        Op::Attach(attachment) => {
-            attachment.interface == endpoint.host_ifname
-                || gateway.is_some_and(|it| it.host_ifname == attachment.interface)
-        }
-        _ => false,
-    }
-}
-
-fn answer<T>(reply: oneshot::Sender<Result<T>>, result: Result<T>) {
-    // Whoever asked may have given up; the work is done all the same.
-    let _ = reply.send(result);
-}
-
-#[cfg(test)]
-mod tests;

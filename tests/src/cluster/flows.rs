@@ -31,10 +31,12 @@ const PACE: Duration = Duration::from_millis(2);
 /// Length of the pattern streams carry; odd, so that no block begins as the one before.
 const PATTERN: usize = 251;
 
-/// `ping` every 2 ms. Ended when dropped.
+/// `ping` every millisecond. Ended when dropped.
 pub struct Ping {
     child: Child,
     answered: Arc<Mutex<BTreeSet<u32>>>,
+    /// Answers to what was answered already.
+    duplicates: Arc<AtomicU64>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -43,13 +45,14 @@ impl Ping {
     pub fn start(lab: &Lab, from: &str, to: Ipv4Addr) -> Self {
         let to = to.to_string();
         // Its output would else come in blocks of many seconds.
-        let argv = ["stdbuf", "-oL", "ping", "-n", "-i", "0.002", &to];
+        let argv = ["stdbuf", "-oL", "ping", "-n", "-i", "0.001", &to];
         let mut command = lab.command(from, &argv).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.process_group(0).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let answered = Arc::new(Mutex::new(BTreeSet::new()));
-        let seen = Arc::clone(&answered);
+        let duplicates = Arc::new(AtomicU64::new(0));
+        let (seen, again) = (Arc::clone(&answered), Arc::clone(&duplicates));
         let reader = thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
                 let number = line.split("icmp_seq=").nth(1).and_then(|it| it.split(' ').next());
@@ -57,11 +60,12 @@ impl Ping {
                 if let Some(number) = number.filter(|_| line.contains(" bytes from "))
                     && let Ok(number) = number.parse()
                 {
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+                    let is_new = seen.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+                    again.fetch_add(u64::from(!is_new), Ordering::Relaxed);
                 }
             }
         });
-        let ping = Self { child, answered, reader: Some(reader) };
+        let ping = Self { child, answered, duplicates, reader: Some(reader) };
         ping.goes_on(1);
         ping
     }
@@ -84,11 +88,17 @@ impl Ping {
         (1..last).filter(|number| !answered.contains(number)).collect()
     }
 
-    /// Ends it; there must have been an answer to each request.
+    /// How many answers came to requests that were answered already.
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates.load(Ordering::Relaxed)
+    }
+
+    /// Ends it; there must have been an answer to each request, and one only.
     pub fn must_have_lost_none(self, why: &str) {
         self.goes_on(5);
         let lost = self.lost();
         assert!(lost.is_empty(), "{why}: of {} pings these were lost: {lost:?}", self.answered());
+        assert_eq!(self.duplicates(), 0, "{why}: answers that came twice");
     }
 }
 
@@ -132,11 +142,23 @@ impl Stream {
         listen: SocketAddr,
         at: SocketAddr,
     ) -> Self {
-        let listener = lab.inside(place, move || Ok(TcpListener::bind(listen)?)).unwrap();
-        let client = lab
-            .inside(from, move || Ok(TcpStream::connect_timeout(&at, Duration::from_secs(5))?))
-            .unwrap();
-        let (server, _) = listener.accept().unwrap();
+        let (client, server) = connect(lab, from, place, listen, at);
+        Self::over(client, server)
+    }
+
+    /// [`Stream::start_published`], but the data flows from the published port to whoever asked.
+    pub fn start_answers(
+        lab: &Lab,
+        from: &str,
+        place: &str,
+        listen: SocketAddr,
+        at: SocketAddr,
+    ) -> Self {
+        let (client, server) = connect(lab, from, place, listen, at);
+        Self::over(server, client)
+    }
+
+    fn over(client: TcpStream, server: TcpStream) -> Self {
         let (received, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let broke = Arc::new(Mutex::new(None));
         let told = |result: Result<u64, String>, broke: &Mutex<Option<String>>| {
@@ -183,6 +205,20 @@ impl Drop for Stream {
         // Both ends notice: the sender by this, the receiver by the sender's end.
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Both ends of a connection that `from` opens to `at`, and `place` accepts at `listen`.
+fn connect(
+    lab: &Lab,
+    from: &str,
+    place: &str,
+    listen: SocketAddr,
+    at: SocketAddr,
+) -> (TcpStream, TcpStream) {
+    let listener = lab.inside(place, move || Ok(TcpListener::bind(listen)?)).unwrap();
+    let connect = move || Ok(TcpStream::connect_timeout(&at, Duration::from_secs(5))?);
+    let client = lab.inside(from, connect).unwrap();
+    (client, listener.accept().unwrap().0)
 }
 
 fn send(mut stream: TcpStream, stop: &AtomicBool) -> Result<u64, String> {

@@ -105,11 +105,12 @@ impl Cluster {
         entries
     }
 
-    /// A pinned map of a host.
+    /// A pinned map of a host, of whatever version there is.
     fn map(&self, host: &str, name: &str) -> Option<Map> {
         let bpffs = self.lab.host(host).unwrap().root().join("sys/fs/bpf/ovnet");
-        let pin = ovnet_agent::datapath::versioned(&bpffs).join("maps").join(name);
-        let data = MapData::from_pin(pin).ok()?;
+        let folders = fs::read_dir(bpffs).into_iter().flatten().filter_map(Result::ok);
+        let mut pins = folders.map(|folder| folder.path().join("maps").join(name));
+        let data = pins.find_map(|pin| MapData::from_pin(pin).ok())?;
         Some(Map::HashMap(data))
     }
 }

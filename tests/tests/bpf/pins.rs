@@ -120,6 +120,7 @@ fn a_folder_that_is_on_no_bpffs_is_refused_in_one_line() {
             log: ovnet_agent::datapath::DatapathLog::Off,
             force_clsact: false,
             conntrack_max: None,
+            abi: ovnet_agent::datapath::Abi::default(),
         };
         let error = ovnet_agent::datapath::Datapath::load(&options).unwrap_err();
         let line = format!("{error:#}");

@@ -23,8 +23,6 @@ impl Worker {
     pub(super) async fn remove_leftovers(&self) -> Result<()> {
         let ids = self.state.ids()?;
         let links = self.net.links().await?;
-        // Of an uplink there was before: no pin tells of clsact filters.
-        self.shared.datapath().unhook_others(links.iter().map(|link| link.name.as_str()))?;
         let gateways: Vec<String> = self
             .shared
             .view()
