@@ -178,6 +178,9 @@ numbered! {
         TranslateFailed = 58, "translate-failed";
         /// A sandbox sent to 127.0.0.0/8 by its way out: the host's own loopback is not its.
         HostLoopback = 59, "host-loopback";
+        /// UDP between a sandbox's way out or published port and the port of VXLAN: it would leave in
+        /// this host's name, and the other side would take it for VXLAN of this host.
+        VxlanPort = 60, "vxlan-port";
     }
 }
 

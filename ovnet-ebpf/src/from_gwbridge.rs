@@ -20,7 +20,7 @@ use ovnet_common::{
 use crate::{
     arp, conntrack, fragments, icmp_error, maps,
     parse::{Ethernet, Frame, Ipv4, Transport, is_tagged},
-    published::Outcome,
+    published::{Outcome, is_vxlan},
     translate,
 };
 
@@ -112,7 +112,7 @@ fn answer(ctx: &TcContext) -> Verdict {
         }
         ipv4::TCP | ipv4::UDP => translate::then(ctx.skb.skb, packet(ctx.skb.skb)).verdict(),
         ipv4::ICMP if !ip.is_fragment() => {
-            icmp_error::handle(ctx.skb.skb, Direction::Back as u32).verdict()
+            icmp_error::handle(ctx.skb.skb, Direction::Back as u32, 0).verdict()
         }
         _ => Verdict::Pass,
     }
@@ -127,6 +127,9 @@ fn packet(skb: *mut __sk_buff) -> Outcome {
         return Outcome::PASS;
     };
     let Some(transport) = Transport::read(&frame, ip.protocol) else { return Outcome::PASS };
+    if is_vxlan(ip.protocol, transport.destination_be) {
+        return Outcome::VXLAN_PORT;
+    }
     // SAFETY: the context is the one the kernel gave us.
     let ifindex = unsafe { (*skb).ifindex };
     let Some(scratch) = maps::scratch() else { return Outcome::PASS };

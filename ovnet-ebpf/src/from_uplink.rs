@@ -57,6 +57,12 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     let Some(outer) = Frame::tc_pulled(ctx, vxlan::OUTER_IP + ipv4::LEN) else {
         return Ok(Verdict::Pass);
     };
+    // The type is looked at again in the frame: after generic XDP, Linux 6.18 may give a packet
+    // without its Ethernet header (`mac_len` is lost where XDP copied it), which the kernel's own
+    // path does not mind. Here a sender would choose what is read as its addresses.
+    if outer.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes()) {
+        return Ok(Verdict::Pass);
+    }
     let Some(outer_ip) = Ipv4::read(&outer, vxlan::OUTER_IP) else {
         return Ok(Verdict::Pass);
     };
@@ -85,9 +91,6 @@ fn from_overlay(ctx: &TcContext, config: &HostConfig) -> Result<Verdict, DropRea
     let Some(frame) = pulled else {
         return Ok(Verdict::Pass);
     };
-    // The type is looked at again in the frame: after generic XDP, Linux 6.18 may give a packet
-    // without its Ethernet header (`mac_len` is lost where XDP copied it), which the kernel's own
-    // path does not mind.
     let Some(packet) = trust::accept(&frame, config)? else {
         return Ok(Verdict::Pass);
     };

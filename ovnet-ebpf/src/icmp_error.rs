@@ -2,7 +2,7 @@
 //! and its like carry the start of the packet they are about, as it was where it met its end. Who
 //! sent it would not know it again, so it is translated too; path MTU discovery lives by that.
 
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use ovnet_common::{
     abi::mapped,
     checksum,
@@ -12,7 +12,8 @@ use ovnet_common::{
 };
 
 use crate::{
-    conntrack,
+    conntrack, maps,
+    martian::is_martian,
     parse::{Frame, Ipv4},
     published::Outcome,
     translate::{self, Rewrite, update4},
@@ -28,9 +29,9 @@ const PORTS: usize = ABOUT + ipv4::LEN;
 const END: usize = PORTS + 8;
 
 /// Translates an error that goes in `direction`, a [`Direction`], about a packet that went in the
-/// other one.
+/// other one. `forged` is what [`is_forged`] says of it.
 #[inline(never)]
-pub(crate) fn handle(skb: *mut __sk_buff, direction: u32) -> Outcome {
+pub(crate) fn handle(skb: *mut __sk_buff, direction: u32, forged: u32) -> Outcome {
     let ctx = TcContext::new(skb);
     // SAFETY: the context is the one the kernel gave us.
     let ifindex = unsafe { (*skb).ifindex };
@@ -43,10 +44,44 @@ pub(crate) fn handle(skb: *mut __sk_buff, direction: u32) -> Outcome {
     if ip.ttl <= 1 {
         return Outcome::kernel(KernelReason::TimeExceeded);
     }
+    if forged != 0 {
+        return Outcome::kernel(KernelReason::Martian);
+    }
     match translate(&frame, &ip, &about, ports, &rewrite) {
         None => Outcome::FAILED,
         Some(()) => Outcome::translated(&rewrite),
     }
+}
+
+/// Whether an error of the uplink comes in the name of this host or of somebody behind another of its
+/// interfaces: 1, or 0, also for what is no error. Whoever it is about was looked at when the flow
+/// began; routers on the way were not. Asked before [`handle`], which has no stack left for it.
+#[inline(never)]
+pub(crate) fn is_forged(skb: *mut __sk_buff) -> u32 {
+    let ctx = TcContext::new(skb);
+    let Some(frame) = Frame::tc_pulled(&ctx, END) else { return 0 };
+    let Some([kind]) = frame.read(ICMP) else { return 0 };
+    let Some(scratch) = maps::scratch() else { return 0 };
+    let Some(ip) = Ipv4::read_fields(&frame, ethernet::LEN) else { return 0 };
+    let Some([protocol]) = frame.read(ABOUT + ipv4::PROTOCOL) else { return 0 };
+    let Some(port) = frame.read(PORTS) else { return 0 };
+    if !is_error(kind) {
+        return 0;
+    }
+    scratch.published.port_be = u16::from_ne_bytes(port);
+    scratch.published.protocol = protocol;
+    scratch.published.reserved = 0;
+    scratch.key.source = mapped(ip.source);
+    scratch.key.destination = mapped(ip.destination);
+    scratch.key.protocol = ipv4::ICMP;
+    (scratch.key.source_port_be, scratch.key.destination_port_be) = (0, 0);
+    u32::from(is_martian(ctx.as_ptr(), scratch))
+}
+
+/// Whether an ICMP message of this type carries the packet it is about.
+#[inline(always)]
+fn is_error(kind: u8) -> bool {
+    matches!(kind, icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM)
 }
 
 /// The packet it is about, what becomes of it, and that packet's ports; `None` where it is no error
@@ -59,7 +94,7 @@ fn find(
     ifindex: u32,
 ) -> Option<(Ipv4, Rewrite, [u8; 4])> {
     let [kind]: [u8; 1] = frame.read(ICMP)?;
-    if !matches!(kind, icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM) {
+    if !is_error(kind) {
         return None;
     }
     let about = Ipv4::read(frame, ABOUT)?;

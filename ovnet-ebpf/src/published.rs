@@ -32,7 +32,8 @@ pub(crate) fn from_uplink(ctx: &TcContext, ip: &Ipv4) -> Verdict {
         }
         ipv4::TCP | ipv4::UDP => translate::then(ctx.skb.skb, packet(ctx.skb.skb)).verdict(),
         ipv4::ICMP if !ip.is_fragment() => {
-            icmp_error::handle(ctx.skb.skb, Direction::In as u32).verdict()
+            let forged = icmp_error::is_forged(ctx.skb.skb);
+            icmp_error::handle(ctx.skb.skb, Direction::In as u32, forged).verdict()
         }
         _ => Verdict::Pass,
     }
@@ -48,6 +49,9 @@ fn packet(skb: *mut __sk_buff) -> Outcome {
     };
     let Some(scratch) = maps::scratch() else { return Outcome::PASS };
     let Some((transport, to)) = find(scratch, &frame, &ip) else { return Outcome::PASS };
+    if is_vxlan(ip.protocol, transport.source_be) {
+        return Outcome::VXLAN_PORT;
+    }
     // SAFETY: the context is the one the kernel gave us.
     let ifindex = unsafe { (*skb).ifindex };
     if let Err(reason) = decide(skb.cast(), scratch, &ip, &transport, to, ifindex) {
@@ -79,6 +83,16 @@ pub(crate) fn find(
     scratch.source_mac = frame.read(ethernet::SOURCE)?;
     scratch.destination_mac = frame.read(ethernet::DESTINATION)?;
     Some((transport, to))
+}
+
+/// Whether UDP from, or to, this port of somebody elsewhere is VXLAN to whoever has that port.
+///
+/// A sandbox's answers and its masqueraded packets leave under this host's address, which is a VTEP's:
+/// sent to another host's VXLAN port they would pass every check there, with whatever network and
+/// inner source the sandbox writes into them. The port is network byte order.
+#[inline(always)]
+pub(crate) fn is_vxlan(protocol: u8, port_be: u16) -> bool {
+    protocol == ipv4::UDP && maps::config().is_some_and(|config| config.vxlan_port_be == port_be)
 }
 
 /// What to make of a published port's packet; it is in `scratch` afterwards. The context is that of
@@ -113,6 +127,8 @@ impl Outcome {
     pub(crate) const PASS: Self = Self(0);
     /// The packet is half rewritten.
     pub(crate) const FAILED: Self = Self((DropReason::TranslateFailed as u64) << 32);
+    /// See [`is_vxlan`].
+    pub(crate) const VXLAN_PORT: Self = Self((DropReason::VxlanPort as u64) << 32);
 
     /// Whether the packet is to be translated.
     #[inline(always)]
@@ -142,10 +158,12 @@ impl Outcome {
         const PUBLISH: u8 = Verdict::Publish(0).code();
         const RETURN: u8 = Verdict::Return(0).code();
         const FAILED: u8 = DropReason::TranslateFailed as u8;
+        const VXLAN_PORT: u8 = DropReason::VxlanPort as u8;
         match (self.0 >> 32) as u8 {
             PUBLISH => Verdict::Publish(self.0 as u32),
             RETURN => Verdict::Return(self.0 as u32),
             FAILED => Verdict::Drop(DropReason::TranslateFailed),
+            VXLAN_PORT => Verdict::Drop(DropReason::VxlanPort),
             code => KernelReason::from_code(code).map_or(Verdict::Pass, Verdict::Kernel),
         }
     }

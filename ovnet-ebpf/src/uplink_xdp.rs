@@ -91,6 +91,9 @@ fn published_port(xdp: *mut xdp_md) -> Outcome {
     if to.flags & published_flags::XDP == 0 || !fits {
         return Outcome::PASS;
     }
+    if published::is_vxlan(ip.protocol, transport.source_be) {
+        return Outcome::VXLAN_PORT;
+    }
     let ifindex = ctx.ingress_ifindex() as u32;
     // TC says the same, and then the kernel has it.
     if published::decide(xdp.cast(), scratch, &ip, &transport, to, ifindex).is_err() {

@@ -273,7 +273,7 @@ fn classifier(datapath: &mut Datapath, program: Program) -> &mut SchedClassifier
 
 /// The `struct __sk_buff` of a run, as far as `convert___skb_to_skb()` of `net/bpf/test_run.c`
 /// takes it; every other field must be zero.
-fn context(input: &Input) -> [u8; 192] {
+pub fn context(input: &Input) -> [u8; 192] {
     const IFINDEX: usize = 40;
     const GSO_SIZE: usize = 176;
     let mut context = [0; 192];
@@ -294,7 +294,8 @@ fn set(context: &mut [u8], at: usize, value: u32) {
     context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
 }
 
-/// Makes the interfaces of the host under test, for [`with_bpffs`], each with the ifindex the constants say.
+/// Makes the interfaces of the host under test, for [`with_bpffs`], each with the ifindex the
+/// constants say.
 pub fn build_links() {
     let mac = |party: Party| {
         let octets: Vec<String> = party.mac.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -34,13 +34,17 @@ fn hex(bytes: &[u8]) -> String {
 fn pcap_path(name: &str, side: &str) -> PathBuf {
     let safe: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    folder().join(format!("ovnet-{safe}-{side}.pcap"))
+}
+
+/// Where failing tests leave what they found.
+pub fn folder() -> PathBuf {
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tmp"));
-    let folder = if folder.is_dir() { folder } else { std::env::temp_dir() };
-    folder.join(format!("ovnet-{safe}-{side}.pcap"))
+    if folder.is_dir() { folder } else { std::env::temp_dir() }
 }
 
 /// A capture file of one Ethernet frame (<https://www.tcpdump.org/manpages/pcap-savefile.5.html>).
-fn pcap(packet: &[u8]) -> Vec<u8> {
+pub fn pcap(packet: &[u8]) -> Vec<u8> {
     const ETHERNET: u32 = 1;
     let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
     let mut file = Vec::new();

@@ -15,6 +15,7 @@ mod bpf {
     mod formers;
     mod from_container;
     mod from_overlay;
+    mod full;
     mod pins;
     mod published;
     mod published_edges;

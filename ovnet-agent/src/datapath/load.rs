@@ -60,6 +60,11 @@ pub fn object_is_missing() -> bool {
     OBJECT.is_empty()
 }
 
+/// The object, for tests that load it over maps the agent would not make.
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
+
 /// The object's programs, loaded, and what there was before.
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,

@@ -28,7 +28,7 @@ use former::Former;
 pub use layouts::Abi;
 use links::Hook;
 use load::Loaded;
-pub use load::{DatapathLog, object_is_missing, require_bpffs};
+pub use load::{DatapathLog, object, object_is_missing, require_bpffs};
 pub use maps::{Maps, Tables};
 use ovnet_common::abi::Program;
 

@@ -118,6 +118,11 @@ pub(super) fn iifkind_is(kinds: &[&'static str]) -> Statement<'static> {
     is(meta(MetaKey::Iifkind), Expression::Named(NamedExpression::Set(kinds)))
 }
 
+/// `meta skuid`: the user whose socket sends a packet; no rule about it is for what has none.
+pub(super) fn skuid() -> Words {
+    meta(MetaKey::Skuid)
+}
+
 /// `meta l4proto`
 pub(super) fn l4proto() -> Words {
     meta(MetaKey::L4proto)

@@ -16,7 +16,7 @@ use nftables::{
 
 use super::expression::{
     address, bits_are_not, daddr, destination_is_local, has, iifkind_is, iifname, in_net, is,
-    is_not, l4proto, oifkind, oifname, payload, port, ports, source_is_elsewhere, text,
+    is_not, l4proto, oifkind, oifname, payload, port, ports, skuid, source_is_elsewhere, text,
 };
 use crate::publish::Protocol;
 
@@ -203,13 +203,36 @@ fn rules(rules: &Rules) -> Vec<NfListObject<'static>> {
         inward.chain(forged),
         Statement::Drop(None),
     ));
-    all.push(rule(
+    all.extend(guard(rules));
+    all
+}
+
+/// Who may not speak VXLAN as this host, whose word other hosts take for its endpoints'.
+fn guard(rules: &Rules) -> Vec<NfListObject<'static>> {
+    let to_vxlan = || is(payload("udp", "dport"), port(rules.vxlan_port));
+    let drop = || Statement::Drop(None);
+    let answers = rules.outward.iter().map(|name| {
+        rule(
+            "guard",
+            "an answer of a published port, to a client that asks from the port of VXLAN",
+            [has("status", &["dnat"]), is(oifname(), text(name)), to_vxlan()],
+            drop(),
+        )
+    });
+    let sandboxes = rule(
         "guard",
         "masqueraded, a sandbox would speak VXLAN as this host",
-        [has("status", &["snat"]), is(payload("udp", "dport"), port(rules.vxlan_port))],
-        Statement::Drop(None),
-    ));
-    all
+        [has("status", &["snat"]), to_vxlan()],
+        drop(),
+    );
+    // A tunnel device's own packets have no socket of this host, or one of root's.
+    let users = rule(
+        "guard",
+        "VXLAN by a user of this host",
+        [is_not(skuid(), port(0)), to_vxlan()],
+        drop(),
+    );
+    [sandboxes, users].into_iter().chain(answers).collect()
 }
 
 /// DNAT of what comes from elsewhere, and of what this host itself sends.

@@ -85,6 +85,35 @@ fn checks() -> Vec<Fixture> {
             Drop(EtherType),
         )
         .vlan(5),
+        sent("QinQ", ethernet(BROADCAST, CONTAINER_A1.mac, 0x88a8, &good), Drop(EtherType)),
+        sent(
+            "a loopback source",
+            with_header(CONTAINER_B1, Ipv4 { source: [127, 0, 0, 1], ..header(CONTAINER_B1) }),
+            Drop(SpoofedAddress),
+        ),
+        sent(
+            "the receiver's own address",
+            with_header(
+                CONTAINER_B1,
+                Ipv4 { source: CONTAINER_B1.address, ..header(CONTAINER_B1) },
+            ),
+            Drop(SpoofedAddress),
+        ),
+        sent(
+            "VXLAN to a VTEP",
+            {
+                let vxlan = &Vxlan::new(HOST_A, HOST_B, VNI_RED).build(&good)[42..];
+                let (from, to) = (CONTAINER_A1.address, HOST_B.address);
+                let payload = udp(from, to, (1, VXLAN_PORT), vxlan);
+                ethernet(
+                    GATEWAY.mac,
+                    CONTAINER_A1.mac,
+                    IPV4,
+                    &Ipv4::new(from, to, UDP).build(&payload),
+                )
+            },
+            Drop(NoEndpoint),
+        ),
         sent("802.3 length", ethernet(BROADCAST, CONTAINER_A1.mac, 60, &good), Drop(EtherType)),
         sent("IPv6 after an IPv4 ethertype", other(14, 0x65), Drop(BadIpHeader)),
         sent("header length of four words", other(14, 0x44), Drop(BadIpHeader)),
@@ -259,6 +288,8 @@ fn local() -> Vec<Fixture> {
             .becomes(to_a2.clone()),
         sent("local delivery without a VTEP address", to_a2.clone(), Deliver(PORT_A2))
             .with(|tables| tables.config = Default::default()),
+        // Its own kernel drops what comes from its own address.
+        sent("to oneself", datagram(CONTAINER_A1, CONTAINER_A1, b"x"), Deliver(PORT_A1)),
         sent("local delivery of a fragment", fragment, Deliver(PORT_A2)),
         sent("local delivery of options", options, Deliver(PORT_A2)),
         sent("local delivery of a GSO packet", long(CONTAINER_A2, 3000), Deliver(PORT_A2))
@@ -300,6 +331,19 @@ fn remote_fast() -> Vec<Fixture> {
             0,
             long(CONTAINER_B1, UPLINK_MTU - OUTER),
         ),
+        fast(
+            "no time to live left",
+            HOST_B,
+            0,
+            with_header(CONTAINER_B1, header(CONTAINER_B1).ttl(0)),
+        ),
+        fast("VXLAN inside, to an endpoint", HOST_B, 0, {
+            let vxlan = &Vxlan::new(HOST_A, HOST_B, VNI_RED).build(&to_b1)[42..];
+            let (from, to) = (CONTAINER_A1, CONTAINER_B1);
+            let payload = udp(from.address, to.address, (1, VXLAN_PORT), vxlan);
+            let packet = Ipv4::new(from.address, to.address, UDP).build(&payload);
+            ethernet(to.mac, from.mac, IPV4, &packet)
+        }),
         fast(
             "DF inside is not copied",
             HOST_B,

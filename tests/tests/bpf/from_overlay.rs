@@ -47,6 +47,7 @@ fn packets() -> Vec<Fixture> {
         let to = Party { address, ..CONTAINER_A1 };
         datagram(CONTAINER_B1, to, b"x")
     };
+    let from = |address| datagram(Party { address, ..CONTAINER_B1 }, CONTAINER_A1, b"x");
     let replaced = |at: usize, byte: u8| {
         let mut packet = from_b1();
         packet[at] = byte;
@@ -87,6 +88,9 @@ fn packets() -> Vec<Fixture> {
             datagram(CONTAINER_A2, CONTAINER_A1, b"x"),
             Drop(ForgedSource),
         ),
+        received("from a loopback address", from([127, 0, 0, 1]), Drop(ForgedSource)),
+        received("from whom it is for", from(CONTAINER_A1.address), Drop(ForgedSource)),
+        received("from the gateway", from(GATEWAY.address), Drop(ForgedSource)),
         received("to an endpoint elsewhere", to(CONTAINER_C1.address), Drop(NotLocal)),
         received("to nobody", to(NOBODY.address), Drop(NotLocal)),
         received("to the gateway", to(GATEWAY.address), Drop(NotLocal)),

@@ -13,7 +13,8 @@ use ovnet_common::{
 use ovnet_tests::{
     bpf::{Bench, GATEWAY_PORT, Input, UPLINK, bench},
     compare::difference,
-    fixture::{describe, moved, movement, return_code, world},
+    fixture::{describe, from_wire, moved, movement, return_code, world},
+    model::{self, Flows},
     packet::*,
 };
 
@@ -54,17 +55,15 @@ impl Step {
         Self { program, ifindex, packet, vlan: 0, verdict, output }
     }
 
+    /// The packet, as a program gets it.
+    pub(crate) fn input(&self) -> Input {
+        let Self { program, ifindex, packet, vlan, .. } = self;
+        Input { ifindex: *ifindex, vlan: *vlan, ..from_wire(*program, packet.clone()) }
+    }
+
     fn run(&self, bench: &mut Bench, name: &str) -> Vec<u8> {
-        let Self { program, ifindex, packet, vlan, verdict, output: _ } = self;
-        let input = Input {
-            program: *program,
-            ifindex: *ifindex,
-            gso_size: 0,
-            tunnel_key: None,
-            vlan: *vlan,
-            packet: packet.clone(),
-            repeat: 1,
-        };
+        let Self { program, verdict, .. } = self;
+        let input = self.input();
         let before = bench.counters();
         let (code, found) = bench.run(&input);
         let moved = moved(&before, &bench.counters());
@@ -321,8 +320,16 @@ fn packets_of_published_ports_are_translated() {
     bench("packets_of_published_ports_are_translated", |bench| {
         for Scenario { name, steps } in scenarios() {
             set_up(bench);
+            let (tables, mut flows) = (bench.datapath.maps().read().unwrap(), Flows::default());
             for (number, step) in steps.iter().enumerate() {
-                step.check(bench, &format!("{name}, step {number}"));
+                let name = format!("{name}, step {number}");
+                step.check(bench, &name);
+                let mut predicted = step.packet.clone();
+                let input = step.input();
+                let verdict = model::next(&tables, &mut flows, &input, &mut predicted, &|_| None);
+                assert_eq!(verdict, step.verdict, "{name}: the model of the rules says otherwise");
+                let difference = || difference(&name, &step.output, &predicted);
+                assert!(predicted == step.output, "{name}, by the model: {}", difference());
             }
         }
     });

@@ -3,7 +3,7 @@
 use ovnet_common::{
     abi::Program,
     verdict::{
-        DropReason::{EtherType, HostLoopback, SpoofedAddress, SpoofedMac, Truncated},
+        DropReason::{EtherType, HostLoopback, SpoofedAddress, SpoofedMac, Truncated, VxlanPort},
         KernelReason::{Fragment, Martian, TimeExceeded, TooLong},
         Verdict::{Drop, Kernel, Pass, Publish, Return},
     },
@@ -22,7 +22,38 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = fragments();
     all.extend(errors());
     all.extend(limits());
+    all.extend([Program::FromUplink, Program::UplinkXdp].map(vxlan));
     all
+}
+
+/// What leaves a published port or a gateway port leaves as this host, which is a VTEP: it may not be
+/// VXLAN to anybody. The client is another host; a container there may choose its port, and one here
+/// what the answer holds.
+fn vxlan(program: Program) -> Scenario {
+    let datagram = |from: Party, to: Party, ports, payload: &[u8]| {
+        let ip = Ipv4::new(from.address, to.address, UDP);
+        ip.build(&udp(from.address, to.address, ports, payload))
+    };
+    let inner = datagram(CONTAINER_A4, CONTAINER_B4, (1, 2), b"into another network");
+    let inner = ethernet(CONTAINER_B4.mac, CONTAINER_A4.mac, IPV4, &inner);
+    let vxlan = &Vxlan::new(HOST_A, HOST_B, VNI_RED).build(&inner)[42..];
+    let asks = datagram(HOST_B, HOST_A, (VXLAN_PORT, HOST_PORT), b"x");
+    let asks = ethernet(HOST_A.mac, HOST_B.mac, IPV4, &asks);
+    let says = |from: Party, ports, gateway| {
+        let packet = ethernet(GWBRIDGE.mac, from.mac, IPV4, &datagram(from, HOST_B, ports, vxlan));
+        Step::stays(Program::FromGwbridge, gateway, packet, Drop(VxlanPort))
+    };
+    let neighbour = Party { address: [172, 18, 0, 9], ..CONTAINER_A2 };
+    Scenario {
+        name: "nobody speaks VXLAN as this host",
+        steps: vec![
+            Step::stays(program, UPLINK, asks, Drop(VxlanPort)),
+            says(SANDBOX, (PORT, VXLAN_PORT), GATEWAY_PORT),
+            says(SANDBOX, (40_000, VXLAN_PORT), GATEWAY_PORT),
+            // Docker's containers, which have no entry.
+            says(neighbour, (40_000, VXLAN_PORT), OTHER_GATEWAY_PORT),
+        ],
+    }
 }
 
 /// A datagram in fragments of so many bytes, one in another order than the other.
@@ -171,6 +202,10 @@ fn errors() -> Vec<Scenario> {
             output: to_client(&heard.0, &heard.1),
         };
         let again = || Step { packet: inwards.packet.clone(), output: Vec::new(), ..inwards };
+        let forged = |from: [u8; 4]| {
+            let ip = Ipv4 { source: from, ..asked.0.clone() };
+            Step::stays(Program::FromUplink, UPLINK, from_client(&ip, &asked.1), Kernel(Martian))
+        };
         let echo = from_client(&router(HOST_A), &echo(8, b"is no error"));
         let begin = match protocol {
             TCP => tcp_in(Program::FromUplink, SYN, b""),
@@ -188,6 +223,10 @@ fn errors() -> Vec<Scenario> {
             steps: vec![
                 again().left(Pass),
                 begin,
+                forged([127, 0, 0, 1]),
+                forged(HOST_A.address),
+                forged(GWBRIDGE.address),
+                forged(SANDBOX.address),
                 inwards,
                 back,
                 turned,

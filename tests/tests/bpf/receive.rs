@@ -55,6 +55,8 @@ fn deliveries(program: Program) -> Vec<Fixture> {
     let mut elsewhere = from_b1();
     elsewhere[..6].copy_from_slice(&BROADCAST);
     let ip = || Ipv4::new(CONTAINER_B1.address, CONTAINER_A1.address, UDP);
+    let mut wrong_sum = from_b1();
+    wrong_sum[24] ^= 1;
     let routed = Vxlan { macs: (HOST_A.mac, ROUTER.mac), ..blue() };
     let other_port = Vxlan { ports: (1, 8472), ..blue() };
     vec![
@@ -73,6 +75,34 @@ fn deliveries(program: Program) -> Vec<Fixture> {
             inner(CONTAINER_A1, &ip().fragment(0x2000)),
             PORT_A1,
         ),
+        // Each by itself is somebody's packet: whether they fit together is the receiver's to see.
+        delivered(
+            "a middle fragment",
+            blue(),
+            inner(CONTAINER_A1, &ip().fragment(0x2001)),
+            PORT_A1,
+        ),
+        delivered("the last fragment", blue(), inner(CONTAINER_A1, &ip().fragment(1)), PORT_A1),
+        delivered(
+            "a fragment beyond 64 KiB",
+            blue(),
+            inner(CONTAINER_A1, &ip().fragment(0x1fff)),
+            PORT_A1,
+        ),
+        delivered(
+            "a fragment of eight bytes",
+            blue(),
+            ethernet(
+                CONTAINER_A1.mac,
+                CONTAINER_B1.mac,
+                IPV4,
+                &ip().fragment(0x2000).build(&[0; 8]),
+            ),
+            PORT_A1,
+        ),
+        // The network is one hop, and its packets' own checksums are their receivers' business.
+        delivered("no time to live left", blue(), inner(CONTAINER_A1, &ip().ttl(0)), PORT_A1),
+        delivered("a wrong inner checksum", blue(), wrong_sum, PORT_A1),
         delivered("inner options", blue(), inner(CONTAINER_A1, &ip().options(&[1; 8])), PORT_A1),
         delivered(
             "the other network",
@@ -99,6 +129,10 @@ fn trust(program: Program) -> Vec<Fixture> {
     let sent_by = |from: Party, packet: &[u8]| Vxlan::new(from, HOST_A, VNI_BLUE).build(packet);
     let ip = |to: Address| Ipv4::new(CONTAINER_B1.address, to, UDP);
     let to = |address: Address| blue().build(&inner(CONTAINER_A1, &ip(address)));
+    let from = |source: Address| {
+        let ip = Ipv4::new(source, CONTAINER_A1.address, UDP);
+        blue().build(&inner(CONTAINER_A1, &ip))
+    };
     let replaced = |at: usize, byte: u8| {
         let mut packet = blue().build(&from_b1());
         packet[at] = byte;
@@ -146,6 +180,22 @@ fn trust(program: Program) -> Vec<Fixture> {
             "for the gateway",
             sent_by(HOST_B, &datagram(GATEWAY, CONTAINER_A1, b"x")),
             ForgedSource,
+        ),
+        dropped("from whom it is for", from(CONTAINER_A1.address), ForgedSource),
+        dropped("from a loopback address", from([127, 0, 0, 1]), ForgedSource),
+        dropped("from 0.0.0.0", from([0; 4]), ForgedSource),
+        dropped("from a group", from([224, 0, 0, 1]), ForgedSource),
+        dropped("from limited broadcast", from([255; 4]), ForgedSource),
+        dropped("from our own VTEP address, inside", from(HOST_A.address), ForgedSource),
+        dropped("from its own VTEP address, inside", from(HOST_B.address), ForgedSource),
+        dropped(
+            "QinQ inside",
+            {
+                let mut packet = blue().build(&from_b1());
+                packet[62..64].copy_from_slice(&[0x88, 0xa8]);
+                packet
+            },
+            EtherType,
         ),
         dropped("to an endpoint elsewhere", to(CONTAINER_C1.address), NotLocal),
         dropped("back to where it came from", to(CONTAINER_B1.address), NotLocal),

@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::unix::process::CommandExt as _,
     time::{Duration, Instant},
 };
 
@@ -78,6 +79,40 @@ fn no_sandbox_speaks_vxlan_as_the_host() {
         let (_, from) = received.recv_from(&mut buffer).unwrap();
         assert_eq!(from.ip(), HOST);
         assert_eq!(counted("masqueraded"), 1, "it is none of the guard's");
+    });
+}
+
+/// By the kernel's NAT, which is left what the programs do not take.
+#[test]
+fn no_published_port_and_no_user_speaks_vxlan_as_the_host() {
+    with_sandboxes("no_published_port_and_no_user_speaks_vxlan_as_the_host", async |it| {
+        serve_udp(Some(&it.first), "0.0.0.0:80");
+        it.firewall.ensure(&rules(&[(Udp, 90, 80)])).await.unwrap();
+        let bound = |port| {
+            let socket = it.outside.run(move || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            socket
+        };
+        let (other, vxlan) = (bound(4790), bound(4789));
+        let mut buffer = [0; 100];
+        other.send_to(b"who am I", (HOST, 90)).unwrap();
+        other.recv_from(&mut buffer).unwrap();
+        vxlan.send_to(b"who am I", (HOST, 90)).unwrap();
+        vxlan.recv_from(&mut buffer).unwrap_err();
+        assert_eq!(counted("an answer of a published port"), 1);
+
+        // The kernel tells who sends that it may not.
+        let sends = |user: u32| {
+            let mut shell = std::process::Command::new("bash");
+            shell.args(["-c", "echo vxlan > /dev/udp/192.168.1.50/4789"]).uid(user);
+            shell.status().unwrap().success()
+        };
+        assert!(!sends(65_534));
+        vxlan.recv_from(&mut buffer).unwrap_err();
+        assert_eq!(counted("VXLAN by a user"), 1);
+        // Root may do worse than this.
+        assert!(sends(0));
+        assert_eq!(vxlan.recv_from(&mut buffer).unwrap().1.ip(), HOST);
     });
 }
 

@@ -1,5 +1,12 @@
 //! The rules the programs follow, written a second time as plainly as they can be said, over byte
-//! slices and without helpers. Random packets are checked against it.
+//! slices and without helpers. Fixtures and random packets are checked against it.
+//!
+//! Here is what is decided by a packet and the tables alone; `published.rs` has the rules of
+//! published ports, `flows.rs` their memory, `header.rs` how a header is read and changed.
+
+mod flows;
+mod header;
+mod published;
 
 use ovnet_agent::datapath::Tables;
 use ovnet_common::{
@@ -7,6 +14,8 @@ use ovnet_common::{
     verdict::{Answer, DropReason as Drop, SlowReason as Slow, Verdict},
 };
 
+pub use self::flows::{Chosen, Flows};
+use self::header::{Header, Request, adjust, bytes, set_tos, word};
 use crate::{
     bpf::{Input, PORT_A1, PORT_A2, PORT_A4, PORT_UNKNOWN, UPLINK},
     packet::{
@@ -15,24 +24,43 @@ use crate::{
     },
 };
 
-/// The verdict, and the frame afterwards, outer identification and source port being arbitrary.
+/// The verdict of programs that remember nothing yet, and the frame afterwards, outer identification
+/// and source port being arbitrary.
 pub fn predict(tables: &Tables, input: &Input) -> (Verdict, Vec<u8>) {
     let mut frame = input.packet.clone();
+    let verdict = next(tables, &mut Flows::default(), input, &mut frame, &|_| None);
+    (verdict, frame)
+}
+
+/// The verdict, with what was remembered of the packets before. `frame` is the packet, and
+/// afterwards what it becomes; `chosen` says which port the program took for a flow whose client's
+/// own is taken inside.
+pub fn next(
+    tables: &Tables,
+    flows: &mut Flows,
+    input: &Input,
+    frame: &mut Vec<u8>,
+    chosen: Chosen<'_>,
+) -> Verdict {
+    let for_us = bytes::<6>(frame, 0) == Some(HOST_A.mac) && input.vlan == 0;
     let result = match input.program {
-        Program::FromContainer => from_container(tables, input, &mut frame),
-        Program::FromOverlay => from_overlay(tables, input, &mut frame),
-        Program::FromUplink | Program::UplinkXdp => {
-            let for_us = bytes::<6>(&frame, 0) == Some(HOST_A.mac) && input.vlan == 0;
-            match input.program {
-                _ if !for_us => Ok(Verdict::Pass),
-                Program::UplinkXdp => from_wire(tables, &mut frame, Hook::Xdp),
-                _ => from_wire(tables, &mut frame, Hook::Tc { gso: input.gso_size != 0 }),
+        Program::FromContainer => from_container(tables, input, frame),
+        Program::FromOverlay => from_overlay(tables, input, frame),
+        Program::FromUplink | Program::UplinkXdp if !for_us => Ok(Verdict::Pass),
+        Program::FromUplink => {
+            let hook = Hook::Tc { gso: input.gso_size != 0 };
+            match from_wire(tables, frame, hook) {
+                Ok(Verdict::Pass) => published::from_uplink(tables, flows, input, frame, chosen),
+                decided => decided,
             }
         }
-        // Published ports have a memory, and tests of their own.
-        Program::FromGwbridge => Ok(Verdict::Pass),
+        Program::UplinkXdp => match from_wire(tables, frame, Hook::Xdp) {
+            Ok(Verdict::Pass) => published::uplink_xdp(tables, flows, frame, chosen),
+            decided => decided,
+        },
+        Program::FromGwbridge => published::from_gwbridge(tables, flows, input, frame),
     };
-    (result.unwrap_or_else(Verdict::Drop), frame)
+    result.unwrap_or_else(Verdict::Drop)
 }
 
 fn from_container(tables: &Tables, input: &Input, frame: &mut Vec<u8>) -> Result<Verdict, Drop> {
@@ -312,96 +340,6 @@ fn merged(inner: u8, outer: u8) -> Option<u8> {
     }
 }
 
-/// Sets the TOS byte.
-fn set_tos(frame: &mut [u8], tos: u8) {
-    let before = [frame[14], frame[15]];
-    frame[15] = tos;
-    adjust(frame, 24, before, [before[0], tos]);
-}
-
-/// Corrects the checksum at `at` after a word of the data changed (RFC 1624 §3); one that was
-/// wrong stays as wrong as it was.
-fn adjust(frame: &mut [u8], at: usize, old: [u8; 2], new: [u8; 2]) {
-    let checksum = !word(frame, at).unwrap_or(0);
-    let mut sum = u32::from(checksum);
-    sum += u32::from(!u16::from_be_bytes(old)) + u32::from(u16::from_be_bytes(new));
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    frame[at..at + 2].copy_from_slice(&(!sum).to_be_bytes()[2..]);
-}
-
 fn endpoint(tables: &Tables, vni: u32, address: Address) -> Option<&EndpointValue> {
     tables.endpoints.get(&EndpointKey { vni, address: mapped(address) })
-}
-
-struct Header {
-    version_ihl: u8,
-    tos: u8,
-    length: u16,
-    fragment: u16,
-    protocol: u8,
-    source: Address,
-    destination: Address,
-}
-
-impl Header {
-    /// `None` where the frame ends before, an error where it is no IPv4.
-    fn read(frame: &[u8], at: usize) -> Option<Result<Self, Drop>> {
-        let header = bytes::<20>(frame, at)?;
-        if header[0] >> 4 != 4 || header[0] & 15 < 5 {
-            return Some(Err(Drop::BadIpHeader));
-        }
-        Some(Ok(Self {
-            version_ihl: header[0],
-            tos: header[1],
-            length: u16::from_be_bytes([header[2], header[3]]),
-            fragment: u16::from_be_bytes([header[6], header[7]]),
-            protocol: header[9],
-            source: bytes(&header, 12)?,
-            destination: bytes(&header, 16)?,
-        }))
-    }
-
-    fn is_fragment(&self) -> bool {
-        self.fragment & 0x3fff != 0
-    }
-}
-
-struct Request {
-    sender_mac: Mac,
-    sender: Address,
-    target: Address,
-}
-
-impl Request {
-    fn read(frame: &[u8]) -> Result<Self, Drop> {
-        let packet = bytes::<28>(frame, 14).ok_or(Drop::Truncated)?;
-        if packet[..8] != [0, 1, 8, 0, 6, 4, 0, 1] {
-            return Err(Drop::ArpUnanswered);
-        }
-        let fields = (bytes(&packet, 8), bytes(&packet, 14), bytes(&packet, 24));
-        let (Some(sender_mac), Some(sender), Some(target)) = fields else {
-            return Err(Drop::Truncated);
-        };
-        Ok(Self { sender_mac, sender, target })
-    }
-
-    fn answer(&self, frame: &mut [u8], mac: Mac) {
-        frame[..6].copy_from_slice(&self.sender_mac);
-        frame[6..12].copy_from_slice(&mac);
-        frame[21] = 2;
-        frame[22..28].copy_from_slice(&mac);
-        frame[28..32].copy_from_slice(&self.target);
-        frame[32..38].copy_from_slice(&self.sender_mac);
-        frame[38..42].copy_from_slice(&self.sender);
-    }
-}
-
-fn bytes<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
-    frame.get(at..at + N)?.try_into().ok()
-}
-
-fn word(frame: &[u8], at: usize) -> Option<u16> {
-    bytes(frame, at).map(u16::from_be_bytes)
 }
