@@ -36,6 +36,7 @@ use std::{
 use ovnet_agent::{
     check::{self, CheckInput, Level, Row},
     net::{EXTERNAL, Offload, SandboxOffloads, VethSpec},
+    repairs::Repairs,
 };
 
 use host::{Sandbox, bridge, ip, on_a_host, skip, thread_namespace};
@@ -210,10 +211,11 @@ fn the_host_side_is_repaired() {
         net.create_veth(&spec(&sandbox)).await.unwrap();
         ip(&format!("link set {HOST_END} down"));
         for _ in 0..2 {
-            net.prepare_endpoint_host_side(HOST_END).await.unwrap();
+            net.prepare_endpoint_host_side(HOST_END, &mut Repairs::default()).await.unwrap();
             assert!(net.link(HOST_END).await.unwrap().unwrap().up);
         }
-        let error = net.prepare_endpoint_host_side("ovnetnone").await.unwrap_err();
+        let error =
+            net.prepare_endpoint_host_side("ovnetnone", &mut Repairs::default()).await.unwrap_err();
         assert!(error.to_string().contains("ovnetnone"), "{error:#}");
     });
 }
@@ -278,7 +280,7 @@ fn the_uplink_is_an_interface_or_an_address() {
 #[test]
 fn the_external_device_is_made_once_and_anew_when_it_must() {
     on_a_host("the_external_device_is_made_once_and_anew_when_it_must", async |net| {
-        let first = net.ensure_external(4789).await.unwrap();
+        let first = net.ensure_external(4789, &mut Repairs::default()).await.unwrap();
         assert_eq!((first.name.as_str(), first.up), (EXTERNAL, true));
         assert!(first.mtu >= 9000, "{first:?}");
         assert!(net.offloads(EXTERNAL).unwrap().gro);
@@ -288,11 +290,19 @@ fn the_external_device_is_made_once_and_anew_when_it_must() {
         }
         assert!(!shown.contains("inet6"), "{shown}");
 
-        assert_eq!(net.ensure_external(4789).await.unwrap(), first, "made once");
+        assert_eq!(
+            net.ensure_external(4789, &mut Repairs::default()).await.unwrap(),
+            first,
+            "made once"
+        );
         ip(&format!("link set {EXTERNAL} down mtu 1400"));
-        assert_eq!(net.ensure_external(4789).await.unwrap(), first, "set right in place");
+        assert_eq!(
+            net.ensure_external(4789, &mut Repairs::default()).await.unwrap(),
+            first,
+            "set right in place"
+        );
 
-        let other = net.ensure_external(8472).await.unwrap();
+        let other = net.ensure_external(8472, &mut Repairs::default()).await.unwrap();
         assert_ne!(other.index, first.index, "another port is another device");
         assert!(ip(&format!("-d link show {EXTERNAL}")).contains("dstport 8472"));
 
@@ -301,7 +311,7 @@ fn the_external_device_is_made_once_and_anew_when_it_must() {
         {
             ip(&format!("link delete {EXTERNAL}"));
             ip(&format!("link add {EXTERNAL} {link}"));
-            net.ensure_external(8472).await.unwrap();
+            net.ensure_external(8472, &mut Repairs::default()).await.unwrap();
             let shown = ip(&format!("-d link show {EXTERNAL}"));
             assert!(shown.contains("external") && !shown.contains("gbp"), "{shown}");
         }
@@ -314,18 +324,22 @@ fn a_port_that_is_taken_is_told_with_its_owner() {
         for foreign in ["id 42", "external", "external gbp"] {
             ip(&format!("link add theirs type vxlan {foreign} dstport 4789"));
             ip("link set theirs up");
-            let error = format!("{:#}", net.ensure_external(4789).await.unwrap_err());
+            let error = format!(
+                "{:#}",
+                net.ensure_external(4789, &mut Repairs::default()).await.unwrap_err()
+            );
             assert!(error.contains("vxlan device theirs"), "{foreign}: {error}");
             assert_eq!(net.link(EXTERNAL).await.unwrap(), None, "{foreign}: nothing half made");
             ip("link delete theirs");
         }
         let socket = std::net::UdpSocket::bind("0.0.0.0:4789").unwrap();
-        let error = format!("{:#}", net.ensure_external(4789).await.unwrap_err());
+        let error =
+            format!("{:#}", net.ensure_external(4789, &mut Repairs::default()).await.unwrap_err());
         assert!(error.contains("another program") && error.contains("4789"), "{error}");
         drop(socket);
         // A child that another test's thread is just starting may hold a copy until it execs.
         let deadline = Instant::now() + Duration::from_secs(10);
-        while let Err(error) = net.ensure_external(4789).await {
+        while let Err(error) = net.ensure_external(4789, &mut Repairs::default()).await {
             assert!(Instant::now() < deadline, "{error:#}");
         }
     });
@@ -410,7 +424,7 @@ fn the_check_tells_what_a_host_lacks() {
         assert_eq!(find(&rows, "Consul").advice, "refused");
         ip("link delete theirs");
 
-        net.ensure_external(4789).await.unwrap();
+        net.ensure_external(4789, &mut Repairs::default()).await.unwrap();
         let rows = check::rows(&input("ens34"), async { Ok(()) }).await.unwrap();
         assert_eq!(find(&rows, "VXLAN port").level, Level::Ok);
         let uplink = find(&rows, "uplink");

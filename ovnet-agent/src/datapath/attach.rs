@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf,
     programs::{
@@ -48,6 +48,12 @@ pub(super) fn attach(
     let Attachment { program, ifindex, interface, xdp } = attachment;
     let name = program.name();
     let context = || format!("attach {name} to {interface}");
+    // By its name another interface would be meant, under the pin of the one that is gone.
+    let found = nix::net::if_::if_nametoindex(interface.as_str());
+    ensure!(
+        found == Ok(*ifindex),
+        "attach {name} to {interface}: the interface is gone, or another has its name"
+    );
     let handle = ebpf.program_mut(name).with_context(|| format!("the object has no {name}"))?;
     let pin = folder.join("links").join(links::pin_name(attachment));
     let (there, excluded) = links::on_hook(attachment, folder, formers);
@@ -213,28 +219,36 @@ pub fn unhook(interface: &str) -> Result<bool> {
     Ok(unhooked)
 }
 
-/// Whether the program of this process is still where it was attached.
-pub(super) fn in_force(ebpf: &Ebpf, folder: &Path, mode: TcMode, attachment: &Attachment) -> bool {
+/// Whether the program of this process is still where it was attached; `open` is its link, which
+/// needs no pin to be in force.
+pub(super) fn in_force(
+    ebpf: &Ebpf,
+    mode: TcMode,
+    attachment: &Attachment,
+    open: Option<&FdLink>,
+) -> bool {
     let Attachment { program, ifindex, interface, xdp } = attachment;
-    let pin = folder.join("links").join(links::pin_name(attachment));
-    let own = ebpf.program(program.name()).and_then(|program| program.info().ok());
-    let Some(own) = own.map(|info| info.id()) else { return false };
+    let Some(own) = program_id(ebpf, *program) else { return false };
     match (xdp, mode) {
         (Some(_), _) => {
-            // The pin's name has the ifindex, so a link that lost its interface is none of this one's.
-            let link = links::open(&pin).ok().flatten().and_then(|link| link.info().ok());
-            link.is_some_and(|link| link.program_id() == own)
+            let info = open.and_then(|link| link.info().ok());
+            info.is_some_and(|link| link.program_id() == own)
         }
         (None, TcMode::Tcx) => {
             let query = SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
-            pin.exists() && query.is_ok_and(|(_, list)| list.iter().any(|it| it.id() == own))
+            open.is_some() && query.is_ok_and(|(_, list)| list.iter().any(|it| it.id() == own))
         }
-        // aya cannot list filters. The interface at least must be the same one; the repair puts the
-        // filter in place of itself, see `Datapath::refresh`.
+        // aya cannot list filters. The interface at least must be the same one; the repair looks at
+        // the filter itself, see `Datapath::check_hooks`.
         (None, TcMode::Clsact) => {
             nix::net::if_::if_nametoindex(interface.as_str()).is_ok_and(|it| it == *ifindex)
         }
     }
+}
+
+/// The id that the kernel gave to a program of this process.
+pub(super) fn program_id(ebpf: &Ebpf, program: Program) -> Option<u32> {
+    Some(ebpf.program(program.name())?.info().ok()?.id())
 }
 
 /// Removes the pin of a link whose interface is gone (ENOLINK); any other error is one.

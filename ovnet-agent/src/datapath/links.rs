@@ -62,6 +62,11 @@ pub(super) fn pin_name(attachment: &Attachment) -> String {
     format!("{}-{ifindex}{mode}", program.name())
 }
 
+/// Where an attachment is pinned.
+pub(super) fn path(folder: &Path, attachment: &Attachment) -> PathBuf {
+    folder.join("links").join(pin_name(attachment))
+}
+
 /// Whether there are links in a folder of pins.
 pub(super) fn any(folder: &Path) -> bool {
     fs::read_dir(folder.join("links")).is_ok_and(|mut entries| entries.next().is_some())

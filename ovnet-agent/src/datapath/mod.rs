@@ -13,15 +13,17 @@ mod layouts;
 mod links;
 mod load;
 mod maps;
+mod pins;
 
 use std::{
-    collections::BTreeSet,
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 pub use attach::unhook;
-use aya::Ebpf;
+use aya::{Ebpf, programs::links::FdLink};
 pub use conntrack::{Conntrack, Swept};
 pub use events::spawn_reader;
 use former::Former;
@@ -31,6 +33,8 @@ use load::Loaded;
 pub use load::{DatapathLog, object, object_is_missing, require_bpffs};
 pub use maps::{Maps, Tables};
 use ovnet_common::abi::Program;
+
+use crate::net::Hooks;
 
 /// How TC programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +54,9 @@ pub enum XdpMode {
     Generic,
 }
 
-/// One program on one interface.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// One program on one interface. What the interface is called makes no difference: it may be given
+/// another name.
+#[derive(Clone, Debug)]
 pub struct Attachment {
     /// The program.
     pub program: Program,
@@ -62,6 +67,32 @@ pub struct Attachment {
     pub interface: String,
     /// The mode, for [`Program::UplinkXdp`].
     pub xdp: Option<XdpMode>,
+}
+
+impl Attachment {
+    fn key(&self) -> (Program, u32, Option<XdpMode>) {
+        (self.program, self.ifindex, self.xdp)
+    }
+}
+
+impl PartialEq for Attachment {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Attachment {}
+
+impl PartialOrd for Attachment {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Attachment {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
 }
 
 /// What to load and where.
@@ -87,8 +118,12 @@ pub struct Datapath {
     folder: PathBuf,
     tc: TcMode,
     /// What this process attached or took over. What an earlier agent pinned and we have not taken
-    /// over yet is not in here, so the first pass takes it over.
-    attached: BTreeSet<Attachment>,
+    /// over yet is not in here, so the first pass takes it over. With the links, because one that is
+    /// open outlives its pin; a clsact filter is none.
+    attached: BTreeMap<Attachment, Option<FdLink>>,
+    /// Ids of the pinned maps, by which they are pinned again.
+    map_ids: BTreeMap<&'static str, u32>,
+    abi: Abi,
     /// The folders of other versions, until they are removed.
     formers: Vec<Former>,
     /// The hooks whose programs know more hosts and endpoints than ours would.
@@ -104,7 +139,7 @@ impl std::fmt::Debug for Datapath {
             .field("folder", folder)
             .field("formers", formers)
             .field("tc", tc)
-            .field("attached", attached)
+            .field("attached", &attached.keys())
             .finish_non_exhaustive()
     }
 }
@@ -113,7 +148,9 @@ impl Datapath {
     /// Loads the programs over the pinned maps, making those that are not there yet. Attaches
     /// nothing.
     pub fn load(options: &LoadOptions) -> Result<Self> {
-        let folder = options.abi.folder(&options.bpffs);
+        pins::allow_descriptors();
+        let abi = options.abi.clone();
+        let folder = abi.folder(&options.bpffs);
         let conntrack_max = options.conntrack_max.unwrap_or_else(load::conntrack_by_memory);
         let tc = match options.force_clsact || !attach::has_tcx() {
             true => TcMode::Clsact,
@@ -127,8 +164,8 @@ impl Datapath {
         let ahead = links::reading_others(&ours, &folders)?;
         let filters_ahead =
             tc == TcMode::Clsact && former::may_read_others(&ours, &formers, &remade);
-        let attached = BTreeSet::new();
-        Ok(Self { ebpf, maps, folder, tc, attached, formers, ahead, filters_ahead })
+        let (attached, map_ids) = (BTreeMap::new(), pins::map_ids(&folder)?);
+        Ok(Self { ebpf, maps, folder, tc, attached, map_ids, abi, formers, ahead, filters_ahead })
     }
 
     /// The tables and counters.
@@ -153,29 +190,45 @@ impl Datapath {
 
     /// The attachments of this process, whether they still are in force or not.
     pub fn known(&self) -> BTreeSet<Attachment> {
-        self.attached.clone()
+        self.attached.keys().cloned().collect()
     }
 
     /// The attachments of this process that are still in force. One that somebody removed, or
     /// whose interface is gone, is missing here and so attached again by the next pass.
     pub fn attached(&mut self) -> BTreeSet<Attachment> {
-        let (ebpf, folder, tc) = (&self.ebpf, &self.folder, self.tc);
-        self.attached.retain(|attachment| attach::in_force(ebpf, folder, tc, attachment));
-        self.attached.clone()
+        let (ebpf, tc) = (&self.ebpf, self.tc);
+        self.attached.retain(|it, link| attach::in_force(ebpf, tc, it, link.as_ref()));
+        self.known()
     }
 
-    /// Puts clsact filters in place of themselves, which is how one that somebody removed comes back:
-    /// they cannot be asked for as links can. For the repair; nothing to do with TCX.
-    pub fn refresh(&mut self) -> Result<()> {
-        if self.tc == TcMode::Tcx {
-            return Ok(());
+    /// Compares with what netlink says of the interfaces. What of ours is not there is an attachment
+    /// no more, so the next step brings it back. With TCX no clsact filter is ours: those that an
+    /// agent without it left are taken off, and counted.
+    pub fn check_hooks(&mut self, hooks: &Hooks) -> Result<u64> {
+        let (ebpf, tc) = (&self.ebpf, self.tc);
+        self.attached.retain(|Attachment { program, ifindex, xdp, .. }, _| {
+            let own = attach::program_id(ebpf, *program);
+            let mut filters = hooks.filters.get(ifindex).into_iter().flatten();
+            match (xdp, tc) {
+                (Some(_), _) => own.is_some() && hooks.xdp.get(ifindex).copied() == own,
+                (None, TcMode::Tcx) => true,
+                (None, TcMode::Clsact) => {
+                    filters.any(|(name, id)| name == program.name() && Some(*id) == own)
+                }
+            }
+        });
+        if tc == TcMode::Clsact {
+            return Ok(0);
         }
-        for attachment in self.attached() {
-            if attachment.xdp.is_none() {
-                self.put(&attachment)?;
+        let is_ours = |name: &str| Program::ALL.iter().any(|it| it.name() == name);
+        let mut foreign = 0;
+        for attachment in self.attached.keys().filter(|it| it.xdp.is_none()) {
+            let mut filters = hooks.filters.get(&attachment.ifindex).into_iter().flatten();
+            if filters.any(|(name, _)| is_ours(name)) {
+                foreign += u64::from(unhook(&attachment.interface)?);
             }
         }
-        Ok(())
+        Ok(foreign)
     }
 
     /// Takes our clsact filters off those of the interfaces that nothing of this process is attached
@@ -200,13 +253,12 @@ impl Datapath {
 
     /// Attaches a program, or replaces what an earlier agent left there, atomically.
     pub fn attach(&mut self, attachment: &Attachment) -> Result<()> {
-        self.put(attachment)?;
-        self.attached.insert(attachment.clone());
+        attach::attach(&mut self.ebpf, &self.folder, &self.formers, self.tc, attachment)?;
+        let link = links::open(&links::path(&self.folder, attachment))?;
+        // With the name it has now.
+        self.attached.remove(attachment);
+        self.attached.insert(attachment.clone(), link);
         Ok(())
-    }
-
-    fn put(&mut self, attachment: &Attachment) -> Result<()> {
-        attach::attach(&mut self.ebpf, &self.folder, &self.formers, self.tc, attachment)
     }
 
     /// Whether a former agent's program is on the hook, and those look hosts and endpoints up in other

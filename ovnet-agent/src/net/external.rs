@@ -7,7 +7,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkVxlan};
@@ -17,6 +17,7 @@ use super::{
     link::{is, mtu_of, name_of, plain},
     offload,
 };
+use crate::repairs::{Repair, Repairs};
 
 /// Name of the device.
 pub const EXTERNAL: &str = "ovnet-vx";
@@ -26,10 +27,11 @@ pub const EXTERNAL: &str = "ovnet-vx";
 const MTU: u32 = 65_535 - 50;
 
 impl Net {
-    /// Makes sure that [`EXTERNAL`] is there, up, on that UDP port, and as it must be. Idempotent;
-    /// a device of the name with other parameters is made anew, under another ifindex.
-    pub async fn ensure_external(&self, port: u16) -> Result<Link> {
-        self.try_ensure_external(port)
+    /// Makes sure that [`EXTERNAL`] is there, up, on that UDP port, and as it must be; what was not
+    /// is added to `found`. Idempotent; a device of the name with other parameters is made anew,
+    /// under another ifindex.
+    pub async fn ensure_external(&self, port: u16, found: &mut Repairs) -> Result<Link> {
+        self.try_ensure_external(port, found)
             .await
             .with_context(|| format!("make the vxlan device {EXTERNAL} on UDP port {port}"))?;
         match self.link(EXTERNAL).await? {
@@ -38,7 +40,7 @@ impl Net {
         }
     }
 
-    async fn try_ensure_external(&self, port: u16) -> Result<()> {
+    async fn try_ensure_external(&self, port: u16, found: &mut Repairs) -> Result<()> {
         let space = self.space();
         let present = match space.link_message(EXTERNAL).await? {
             Some(message) if is_wanted(&message, port) => Some(message),
@@ -56,8 +58,12 @@ impl Net {
         };
         let index = message.header.index;
         let set = async {
-            space.disable_ipv6(EXTERNAL).await?;
-            offload::set(&space.control, EXTERNAL, Offload::Gro, true)?;
+            let ipv6 = space.disable_ipv6(EXTERNAL).await?;
+            found.add_if(Repair::Sysctl, ipv6 && !made);
+            let merges = offload::read(&space.control, EXTERNAL)?.gro;
+            if !merges {
+                offload::set(&space.control, EXTERNAL, Offload::Gro, true)?;
+            }
             // The kernel gives a device without a lower one 1500, whatever was asked at creation,
             // where it is old; what it allows it may refuse to raise, which costs only size.
             if mtu_of(&message) != Some(MTU)
@@ -65,7 +71,12 @@ impl Net {
             {
                 tracing::debug!("{error:#}");
             }
-            self.external_up(index, port).await
+            let up = message.header.flags.contains(LinkFlags::Up);
+            if !up {
+                self.external_up(index, port).await?;
+            }
+            found.add_if(Repair::ExternalDevice, made || !merges || !up);
+            anyhow::Ok(())
         };
         let result = set.await;
         if result.is_err() && made {

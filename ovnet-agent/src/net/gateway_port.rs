@@ -8,18 +8,22 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
-    link::{LinkAttribute, LinkFlags, LinkMessage},
+    link::{LinkAttribute, LinkMessage},
     route::{RouteAttribute, RouteMessage, RouteType},
 };
 
 use super::{
     Net, SandboxOffloads, VethSpec,
     gwbridge::port_of,
-    link::{mtu_of, name_of},
+    link::name_of,
     netns::Space,
     veth::{WayOut, peer_index},
 };
-use crate::{consul::schema::format_mac, state::GatewayPort};
+use crate::{
+    consul::schema::format_mac,
+    repairs::{Repair, Repairs},
+    state::GatewayPort,
+};
 
 /// What a gateway port is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct GatewaySpec {
     pub host_ifname: String,
     /// Path of the sandbox's network namespace.
     pub netns: PathBuf,
+    /// Name of the sandbox's end; the first free `eth<n>` where absent.
+    pub ifname: Option<String>,
     /// Hardware address of the sandbox's end.
     pub mac: [u8; 6],
     /// Address of the sandbox's end, with the prefix of the bridge's subnet.
@@ -42,27 +48,32 @@ pub struct GatewaySpec {
     pub offloads: SandboxOffloads,
 }
 
+impl GatewaySpec {
+    /// The pair without what is about the bridge.
+    fn pair(&self) -> VethSpec {
+        VethSpec {
+            host_ifname: self.host_ifname.clone(),
+            netns: self.netns.clone(),
+            ifname: self.ifname.clone(),
+            mac: self.mac,
+            address: self.address,
+            mtu: self.mtu,
+            offloads: self.offloads,
+        }
+    }
+}
+
 impl Net {
     /// Makes a sandbox's way out: a veth pair as [`Net::create_veth`] makes it, whose host end is
-    /// an isolated port of the bridge and whose other end, the first free `eth<n>`, has the
-    /// sandbox's default route. On any failure, or when the future is dropped, the pair is deleted.
+    /// an isolated port of the bridge and whose other end has the sandbox's default route. On any failure, or when the future is dropped, the pair is deleted.
     /// A sandbox that has a default route is refused.
     pub async fn create_gateway_port(&self, spec: &GatewaySpec) -> Result<GatewayPort> {
         let bridge = self.space().index_of(&spec.bridge).await?;
         if self.has_default_route(&spec.netns).await? {
             bail!("{} has a default route already, which is its way out", spec.netns.display());
         }
-        let pair = VethSpec {
-            host_ifname: spec.host_ifname.clone(),
-            netns: spec.netns.clone(),
-            ifname: None,
-            mac: spec.mac,
-            address: spec.address,
-            mtu: spec.mtu,
-            offloads: spec.offloads,
-        };
         let way_out = WayOut { bridge, gateway: spec.gateway };
-        let veth = self.create_pair(&pair, Some(way_out)).await?;
+        let veth = self.create_pair(&spec.pair(), Some(way_out)).await?;
         Ok(GatewayPort {
             bridge: spec.bridge.clone(),
             host_ifname: spec.host_ifname.clone(),
@@ -73,42 +84,29 @@ impl Net {
     }
 
     /// Brings a gateway port back to what it was made as: port of its bridge, isolated, both ends
-    /// up and with the MTU in bytes, offloads, and the default route where the sandbox has none.
-    /// Idempotent; fails where one of the ends or the bridge is gone.
-    pub async fn repair_gateway_port(
-        &self,
-        port: &GatewayPort,
-        netns: &Path,
-        gateway: Ipv4Addr,
-        mtu: u32,
-        offloads: SandboxOffloads,
-    ) -> Result<()> {
+    /// up and with their MTU and offloads, the sandbox's with its MAC and address, and the default
+    /// route where the sandbox has none; what was wrong is added to `found`. Idempotent; fails where
+    /// one of the ends or the bridge is gone.
+    pub async fn repair_gateway_port(&self, spec: &GatewaySpec, found: &mut Repairs) -> Result<()> {
         let repair = async {
-            let (space, name) = (self.space(), &port.host_ifname);
-            let bridge = space.index_of(&port.bridge).await?;
-            let sandbox = self.sandbox(netns).await?;
-            let inner = self.inner_end(name, &sandbox).await?;
+            let (space, name) = (self.space(), &spec.host_ifname);
+            let bridge = space.index_of(&spec.bridge).await?;
             let host_end = space.link_message(name).await?;
             let host_end = host_end.with_context(|| format!("there is no interface {name}"))?;
             if port_of(&host_end) != Some((bridge, true)) {
                 space.make_isolated_port(host_end.header.index, bridge, name).await?;
+                found.add(Repair::GatewayPort);
             }
-            if [&host_end, &inner].iter().any(|end| mtu_of(end) != Some(mtu)) {
-                self.set_endpoint_mtu(name, netns, mtu).await?;
-            }
-            self.set_endpoint_offloads(name, netns, offloads).await?;
-            space.forward_ipv4_only(name).await?;
-            for (space, end) in [(space, &host_end), (&sandbox, &inner)] {
-                if !end.header.flags.contains(LinkFlags::Up) {
-                    space.set_up(end.header.index, &name_of(end)).await?;
-                }
-            }
+            self.repair_pair(&spec.pair(), Repair::GatewayPort, found).await?;
+            let sandbox = self.sandbox(&spec.netns).await?;
             if !default_route(&sandbox).await? {
-                sandbox.add_default_route(inner.header.index, gateway).await?;
+                let inner = self.inner_end(name, &sandbox).await?;
+                sandbox.add_default_route(inner.header.index, spec.gateway).await?;
+                found.add(Repair::GatewayPort);
             }
             anyhow::Ok(())
         };
-        repair.await.with_context(|| format!("repair the way out of {}", netns.display()))
+        repair.await.with_context(|| format!("repair the way out of {}", spec.netns.display()))
     }
 
     /// Deletes a gateway port and what the kernel still knows of its address, which is free then

@@ -25,7 +25,10 @@ use super::{
     link::{is, mtu_of, plain},
     netns::Space,
 };
-use crate::consul::schema::mac_of;
+use crate::{
+    consul::schema::mac_of,
+    repairs::{Repair, Repairs},
+};
 
 /// Name of the agent's own bridge.
 pub const GWBRIDGE: &str = "ovnet_gwbridge";
@@ -45,22 +48,34 @@ pub struct Gwbridge {
 
 impl Net {
     /// Makes sure that [`GWBRIDGE`] is there, up, with the first address of the subnet and the MTU
-    /// in bytes, and as it must be. Idempotent. Any other IPv4 address on it is taken away: it is
-    /// the agent's own, and masquerading would use the first.
-    pub async fn ensure_gwbridge(&self, subnet: Ipv4Net, mtu: u32) -> Result<Gwbridge> {
-        self.try_ensure_gwbridge(subnet, mtu)
+    /// in bytes, and as it must be; what was not is added to `found`. Idempotent. Any other IPv4
+    /// address on it is taken away: it is the agent's own, and masquerading would use the first.
+    pub async fn ensure_gwbridge(
+        &self,
+        subnet: Ipv4Net,
+        mtu: u32,
+        found: &mut Repairs,
+    ) -> Result<Gwbridge> {
+        self.try_ensure_gwbridge(subnet, mtu, found)
             .await
             .with_context(|| format!("make the bridge {GWBRIDGE} with the subnet {subnet}"))
     }
 
-    async fn try_ensure_gwbridge(&self, subnet: Ipv4Net, mtu: u32) -> Result<Gwbridge> {
+    async fn try_ensure_gwbridge(
+        &self,
+        subnet: Ipv4Net,
+        mtu: u32,
+        found: &mut Repairs,
+    ) -> Result<Gwbridge> {
         let space = self.space();
         let first = subnet.hosts().next().context("there is no host address in it")?;
         let address = Ipv4Net::new(first, subnet.prefix_len())?;
         // Of its own, and the same each time it is made: else a bridge takes the smallest of its
         // ports', which changes as they come and go, and sandboxes would send to the old one.
         let mac = mac_of(first);
-        let message = match space.link_message(GWBRIDGE).await? {
+        let present = space.link_message(GWBRIDGE).await?;
+        let made = present.is_none();
+        let message = match present {
             Some(message) => message,
             None => self.create_gwbridge(mac).await?,
         };
@@ -68,32 +83,32 @@ impl Net {
             bail!("there is an interface of that name that is no bridge: ip link delete {GWBRIDGE}")
         }
         let index = message.header.index;
-        if !has_mac(&message, mac) {
-            let change = LinkUnspec::new_with_index(index).address(mac.to_vec());
-            space.set_link(change).await.context("set its MAC")?;
-        }
+        let mut changed = made;
+        changed |= space.put_mac(&message, mac).await?;
         if mtu_of(&message) != Some(mtu) {
             space.set_mtu(index, GWBRIDGE, mtu).await?;
+            changed = true;
         }
         if !bridge_info(&message).contains(&InfoBridge::StpState(BridgeStpState::Disabled)) {
             let change = LinkMessageBuilder::<LinkBridge>::new(GWBRIDGE)
                 .index(index)
                 .stp_state(BridgeStpState::Disabled);
             space.set_link(change).await.context("turn its spanning tree off")?;
+            changed = true;
         }
-        space.forward_ipv4_only(GWBRIDGE).await?;
-        self.give_address(index, address).await?;
-        if !message.header.flags.contains(netlink_packet_route::link::LinkFlags::Up) {
-            space.set_up(index, GWBRIDGE).await?;
-        }
+        let sysctl = space.forward_ipv4_only(GWBRIDGE).await?;
+        found.add_if(Repair::Sysctl, sysctl && !made);
+        changed |= self.give_address(index, address).await?;
+        changed |= space.put_up(&message).await?;
+        found.add_if(Repair::Gwbridge, changed);
         Ok(Gwbridge { index, name: GWBRIDGE.into(), mac, address })
     }
 
     /// Lets packets from and to 127.0.0.0/8 pass [`GWBRIDGE`], as a port of the host needs that
     /// leads from 127.0.0.1 to a sandbox, or forbids it. Who sits behind the bridge could then
     /// reach what listens on the host's loopback only, so the firewall must be there before, and
-    /// this be taken back where it is not. Idempotent.
-    pub async fn route_loopback_to_gwbridge(&self, allowed: bool) -> Result<()> {
+    /// this be taken back where it is not. Idempotent; whether it was otherwise.
+    pub async fn route_loopback_to_gwbridge(&self, allowed: bool) -> Result<bool> {
         self.space().route_loopback(GWBRIDGE, allowed).await
     }
 
@@ -146,8 +161,10 @@ impl Net {
         space.link_message(GWBRIDGE).await?.context("it was deleted as soon as it was made")
     }
 
-    async fn give_address(&self, index: u32, wanted: Ipv4Net) -> Result<()> {
+    /// Whether it had another address, or none.
+    async fn give_address(&self, index: u32, wanted: Ipv4Net) -> Result<bool> {
         let space = self.space();
+        let mut changed = false;
         let addresses = async || -> Result<Vec<(AddressScope, Ipv4Net)>> {
             let all = space.addresses().await?.into_iter();
             Ok(all.filter(|(on, ..)| *on == index).map(|(_, scope, net)| (scope, net)).collect())
@@ -157,6 +174,7 @@ impl Net {
                 .index(index)
                 .address(other.addr(), other.prefix_len())
                 .build();
+            changed = true;
             match space.rtnetlink.address().del(message).execute().await {
                 // A secondary one goes with its primary.
                 Err(error) if is(&error, Errno::EADDRNOTAVAIL) => {}
@@ -165,11 +183,12 @@ impl Net {
         }
         // Asked again: what was wanted may have gone with the others.
         if addresses().await?.iter().any(|(_, net)| *net == wanted) {
-            return Ok(());
+            return Ok(changed);
         }
         let request =
             space.rtnetlink.address().add(index, wanted.addr().into(), wanted.prefix_len());
-        request.execute().await.map_err(plain).with_context(|| format!("give it {wanted}"))
+        request.execute().await.map_err(plain).with_context(|| format!("give it {wanted}"))?;
+        Ok(true)
     }
 }
 
@@ -229,9 +248,4 @@ fn bridge_info(message: &LinkMessage) -> &[InfoBridge] {
         _ => None,
     });
     settings.unwrap_or_default()
-}
-
-fn has_mac(message: &LinkMessage, mac: [u8; 6]) -> bool {
-    let mut attributes = message.attributes.iter();
-    attributes.any(|attribute| matches!(attribute, LinkAttribute::Address(bytes) if *bytes == mac))
 }

@@ -7,16 +7,19 @@
 
 use anyhow::{Context as _, Result};
 
+mod announce;
 mod changes;
 mod connections;
 mod driver;
 mod external;
+mod filters;
 mod gateway_port;
 mod gwbridge;
 mod link;
 mod neighbour;
 mod netns;
 mod offload;
+mod repair;
 mod search;
 mod subnet;
 mod sysctl;
@@ -26,9 +29,11 @@ mod veth;
 
 pub use driver::native_xdp_keeps_offloads;
 pub use external::EXTERNAL;
+pub use filters::{FilterProgram, Hooks};
 pub use gateway_port::GatewaySpec;
 pub use gwbridge::{GWBRIDGE, Gwbridge};
 pub use link::Link;
+pub use neighbour::{Hop, Neighbours};
 pub use netns::resolve_netns;
 pub use offload::{Offload, Offloads};
 pub use sysctl::port_range;
@@ -58,9 +63,15 @@ impl Net {
     }
 
     /// Makes an interface of this host forward IPv4: what answers to a sandbox comes by the uplink
-    /// and goes on from there. Idempotent.
-    pub async fn forward_ipv4(&self, ifname: &str) -> Result<()> {
+    /// and goes on from there; whether it did not. Idempotent.
+    pub async fn forward_ipv4(&self, ifname: &str) -> Result<bool> {
         self.0.forward_ipv4(ifname).await
+    }
+
+    /// Has the kernel tell an interface's neighbours of a new MAC at once, with or without the
+    /// agent; whether it did not. Idempotent.
+    pub async fn notify_neighbours(&self, ifname: &str) -> Result<bool> {
+        self.0.notify_neighbours(ifname).await
     }
 
     /// A setting below `/proc/sys/net` of this host's namespace, as `ipv4/ip_forward`; `None`

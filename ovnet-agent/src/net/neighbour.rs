@@ -28,7 +28,16 @@ use super::{Net, link::plain};
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(79);
 
 /// Where a packet for a host leaves: ifindex and next hop.
-type Hop = (u32, Ipv4Addr);
+pub type Hop = (u32, Ipv4Addr);
+
+/// What [`Net::keep_neighbours`] found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Neighbours {
+    /// The next hops that the kernel keeps resolved.
+    pub kept: BTreeSet<Hop>,
+    /// Those of them that it had to be told of.
+    pub entered: BTreeSet<Hop>,
+}
 
 impl Net {
     /// Has the kernel keep the next hops towards these addresses resolved. Entries an operator
@@ -36,15 +45,20 @@ impl Net {
     ///
     /// With several next hops (ECMP) it is the one the kernel chooses for the address alone. The
     /// others are resolved by the slow path when first needed; nothing confirms them after that.
-    pub async fn keep_neighbours(&self, addresses: &BTreeSet<Ipv4Addr>) -> Result<()> {
+    pub async fn keep_neighbours(&self, addresses: &BTreeSet<Ipv4Addr>) -> Result<Neighbours> {
         let mut hops = BTreeSet::new();
         for address in addresses {
             hops.extend(self.hop(*address).await);
         }
         let found = self.neighbours().await?;
+        let mut result = Neighbours { kept: hops.clone(), ..Neighbours::default() };
         for hop in &hops {
             if found.get(hop).is_none_or(|entry| !entry.settled) {
-                self.manage(*hop).await?;
+                if self.manage(*hop).await {
+                    result.entered.insert(*hop);
+                } else {
+                    result.kept.remove(hop);
+                }
             }
         }
         for (hop, entry) in found {
@@ -52,7 +66,7 @@ impl Net {
                 self.forget(entry.message).await?;
             }
         }
-        Ok(())
+        Ok(result)
     }
 
     /// The next hop towards an address; `None` where there is no route, or none over Ethernet.
@@ -84,7 +98,8 @@ impl Net {
         Ok(messages.into_iter().filter_map(Entry::of).collect())
     }
 
-    async fn manage(&self, (interface, hop): Hop) -> Result<()> {
+    /// Whether the kernel takes the entry.
+    async fn manage(&self, (interface, hop): Hop) -> bool {
         let neighbours = self.space().rtnetlink.neighbours();
         let mut request =
             neighbours.add(interface, IpAddr::V4(hop)).state(NeighbourState::None).replace();
@@ -94,10 +109,15 @@ impl Net {
         ]);
         match request.execute().await {
             // An interface without neighbours, or a kernel before 5.16: the slow path resolves.
-            Err(error) => tracing::debug!(%hop, %error, "a next hop is not kept resolved"),
-            Ok(()) => tracing::debug!(%hop, "a next hop is kept resolved"),
+            Err(error) => {
+                tracing::debug!(%hop, %error, "a next hop is not kept resolved");
+                false
+            }
+            Ok(()) => {
+                tracing::debug!(%hop, "a next hop is kept resolved");
+                true
+            }
         }
-        Ok(())
     }
 
     async fn forget(&self, message: NeighbourMessage) -> Result<()> {

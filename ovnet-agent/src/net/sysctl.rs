@@ -37,52 +37,64 @@ pub(super) enum Missing {
     IsFine,
 }
 
-/// Sets `net/<family>/conf/<interface>/<key>` where it differs. Writing what is already there is
-/// avoided because some of these settings flush the route cache each time.
+/// Sets `net/<family>/conf/<interface>/<key>` where it differs, and says whether it did. Writing
+/// what is already there is avoided because some of these settings flush the route cache each time.
 pub(super) fn ensure(
     family: &str,
     interface: &str,
     key: &str,
     value: &str,
     missing: Missing,
-) -> Result<()> {
+) -> Result<bool> {
     let path: PathBuf = ["/proc/sys/net", family, "conf", interface, key].iter().collect();
     let current = match fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::IsFine => {
-            return Ok(());
+            return Ok(false);
         }
         other => other.with_context(|| format!("read {}", path.display()))?,
     };
     if current.trim() == value {
-        return Ok(());
+        return Ok(false);
     }
     fs::write(&path, value)
-        .with_context(|| format!("set {} to {value} (is /proc/sys read-only?)", path.display()))
+        .with_context(|| format!("set {} to {value} (is /proc/sys read-only?)", path.display()))?;
+    Ok(true)
 }
 
 impl Space {
     /// Makes the interface forward IPv4 (`bpf_fib_lookup` refuses to look up for one that does
-    /// not) and speak no IPv6 (it would otherwise send router solicitations into the overlay).
-    pub(super) async fn forward_ipv4_only(&self, interface: &str) -> Result<()> {
+    /// not) and speak no IPv6 (it would otherwise send router solicitations into the overlay);
+    /// whether that had to be changed, here and below.
+    pub(super) async fn forward_ipv4_only(&self, interface: &str) -> Result<bool> {
         let name = interface.to_owned();
         self.namespace
             .inside(move || {
-                ensure("ipv4", &name, "forwarding", "1", Missing::Fails)?;
-                ensure("ipv6", &name, "disable_ipv6", "1", Missing::IsFine)
+                let forwarding = ensure("ipv4", &name, "forwarding", "1", Missing::Fails)?;
+                let ipv6 = ensure("ipv6", &name, "disable_ipv6", "1", Missing::IsFine)?;
+                Ok(forwarding || ipv6)
             })
             .await
     }
 
     /// Makes the interface forward the IPv4 packets that come by it.
-    pub(super) async fn forward_ipv4(&self, interface: &str) -> Result<()> {
+    pub(super) async fn forward_ipv4(&self, interface: &str) -> Result<bool> {
         let name = interface.to_owned();
         self.namespace
             .inside(move || ensure("ipv4", &name, "forwarding", "1", Missing::Fails))
             .await
     }
 
+    /// Has the kernel broadcast an ARP for its addresses when the interface's MAC changes or it
+    /// comes up, which it else leaves to its neighbours to find out.
+    pub(super) async fn notify_neighbours(&self, interface: &str) -> Result<bool> {
+        let name = interface.to_owned();
+        self.namespace
+            .inside(move || ensure("ipv4", &name, "arp_notify", "1", Missing::Fails))
+            .await
+    }
+
     /// Whether packets from and to 127.0.0.0/8 may pass the interface.
-    pub(super) async fn route_loopback(&self, interface: &str, allowed: bool) -> Result<()> {
+    pub(super) async fn route_loopback(&self, interface: &str, allowed: bool) -> Result<bool> {
         let name = interface.to_owned();
         let value = if allowed { "1" } else { "0" };
         self.namespace
@@ -91,7 +103,7 @@ impl Space {
     }
 
     /// Makes the interface speak no IPv6.
-    pub(super) async fn disable_ipv6(&self, interface: &str) -> Result<()> {
+    pub(super) async fn disable_ipv6(&self, interface: &str) -> Result<bool> {
         let name = interface.to_owned();
         self.namespace
             .inside(move || ensure("ipv6", &name, "disable_ipv6", "1", Missing::IsFine))

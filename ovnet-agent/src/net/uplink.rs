@@ -20,8 +20,24 @@ impl Net {
     /// address of an interface. An interface that is missing or down, has no address, or has
     /// several and so leaves the choice open, is an error of one line.
     pub async fn uplink(&self, advertise: &str) -> Result<Uplink> {
-        resolve(advertise, &self.links().await?)
-            .with_context(|| format!("cannot advertise '{advertise}'"))
+        Uplink::among(&self.links().await?, advertise)
+    }
+}
+
+impl Uplink {
+    /// As [`Net::uplink`], among these interfaces.
+    pub fn among(links: &[Link], advertise: &str) -> Result<Self> {
+        resolve(advertise, links).with_context(|| format!("cannot advertise '{advertise}'"))
+    }
+
+    /// The uplink under the name that it was given meanwhile; `None` where it has its old one, is
+    /// gone, or has lost its address.
+    pub fn renamed(&self, links: &[Link]) -> Option<Self> {
+        let link = links.iter().find(|link| link.index == self.link.index)?;
+        let taken = links.iter().any(|link| link.name == self.link.name);
+        let has_address = link.addresses.iter().any(|net| net.addr() == self.address);
+        let usable = !taken && link.up && has_address;
+        usable.then(|| Self { link: link.clone(), address: self.address })
     }
 }
 
@@ -149,6 +165,21 @@ mod tests {
             let uplink = resolve(given, &host).unwrap();
             assert_eq!((uplink.link.name.as_str(), uplink.address), (name, address.into()));
         }
+    }
+
+    #[test]
+    fn an_uplink_is_known_by_another_name() {
+        let uplink = resolve("ens33", &host()).unwrap();
+        assert_eq!(uplink.renamed(&host()), None, "it has its name");
+        let mut links = host();
+        links[1].index = 7;
+        let uplink = Uplink { link: links[1].clone(), ..uplink };
+        links[1].name = "lan0".into();
+        assert_eq!(uplink.renamed(&links).unwrap().link.name, "lan0");
+        links[1].addresses.clear();
+        assert_eq!(uplink.renamed(&links), None, "without its address");
+        links.remove(1);
+        assert_eq!(uplink.renamed(&links), None, "gone");
     }
 
     #[test]

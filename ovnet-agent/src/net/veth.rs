@@ -18,6 +18,7 @@ use super::{
     offload,
     undo::{Undo, random_mac},
 };
+use crate::repairs::{Repair, Repairs};
 
 /// What a veth pair is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,12 +144,19 @@ impl Net {
     }
 
     /// Brings the host's end to what the programs need: forwarding on (`bpf_fib_lookup` asks for
-    /// it), no IPv6, up. Idempotent; fails where the interface is gone.
-    pub async fn prepare_endpoint_host_side(&self, ifname: &str) -> Result<()> {
+    /// it), no IPv6, up; what was otherwise is added to `found`. Idempotent; fails where the
+    /// interface is gone.
+    pub async fn prepare_endpoint_host_side(
+        &self,
+        ifname: &str,
+        found: &mut Repairs,
+    ) -> Result<()> {
         let space = self.space();
-        let index = space.index_of(ifname).await?;
-        space.forward_ipv4_only(ifname).await?;
-        space.set_up(index, ifname).await
+        let link = space.link_message(ifname).await?;
+        let link = link.with_context(|| format!("there is no interface {ifname}"))?;
+        found.add_if(Repair::Sysctl, space.forward_ipv4_only(ifname).await?);
+        found.add_if(Repair::Veth, space.put_up(&link).await?);
+        Ok(())
     }
 
     /// Sets the offloads of an endpoint inside its sandbox. Idempotent.
@@ -348,7 +356,7 @@ impl Net {
     }
 }
 
-fn set_offloads(sandbox: &Space, ifname: &str, wanted: SandboxOffloads) -> Result<()> {
+pub(super) fn set_offloads(sandbox: &Space, ifname: &str, wanted: SandboxOffloads) -> Result<()> {
     let SandboxOffloads { gro, tx_checksum } = wanted;
     offload::set(&sandbox.control, ifname, Offload::Gro, gro)?;
     offload::set(&sandbox.control, ifname, Offload::TxChecksum, tx_checksum)

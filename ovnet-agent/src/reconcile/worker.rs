@@ -1,35 +1,40 @@
 //! The loop itself and one pass of it.
 
 mod answers;
+mod findings;
 mod handover;
+mod kernel;
 mod ports;
 mod recover;
 mod sandboxes;
+mod uplink;
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::{Result, anyhow};
-use ovnet_common::abi::unmapped;
 use tokio::sync::{mpsc, watch};
 
 pub(in crate::reconcile) use self::ports::Ports;
+pub use self::uplink::host_record;
 use self::{
     answers::{Waiting, answer},
+    findings::Findings,
     handover::Handover,
+    kernel::Occasion,
 };
-use super::{Request, Shared, drift::Drift, records::OwnRecords, xdp};
+use super::{Request, Shared, records::OwnRecords, xdp};
 use crate::{
-    apply::{Failure, apply},
-    consul::{
-        Lease, Watcher,
-        schema::{HostRecord, VERSION},
-    },
-    datapath::{Attachment, Tables},
+    apply::Failure,
+    consul::{Lease, Watcher},
+    datapath::Tables,
     desired::{Inputs, UplinkView, desired},
-    diff::{Actual, Op, diff},
     hosts::HostTable,
-    net::{self, Net, Uplink},
-    repairs::{Repair, Repairs},
+    net::{self, Hop, Net, Uplink},
     state::StateFolder,
 };
 
@@ -40,6 +45,10 @@ pub struct Worker {
     state: StateFolder,
     requests: mpsc::Receiver<Request>,
     uplink: Uplink,
+    /// Whether the uplink is missing, down or without its address just now.
+    away: bool,
+    /// The address that the programs take for ours, see [`Worker::follow_vtep`].
+    vtep: Ipv4Addr,
     hosts: HostTable,
     /// What the maps hold: read whole at each repair, kept up to date by `apply` in between.
     tables: Tables,
@@ -49,6 +58,10 @@ pub struct Worker {
     held: BTreeSet<String>,
     handover: Handover,
     waiting: Vec<Waiting>,
+    /// Which namespace each endpoint's sandbox is, see [`Worker::remember_sandboxes`].
+    sandboxes: BTreeMap<String, u64>,
+    /// The next hops that the kernel keeps resolved for us.
+    neighbours: BTreeSet<Hop>,
     /// The last pass's contradictions, so that each is logged once.
     contradictions: BTreeSet<String>,
     /// Whether the first pass is over; its changes are no repairs.
@@ -77,7 +90,9 @@ impl Worker {
             net,
             state,
             requests,
+            vtep: uplink.address,
             uplink,
+            away: false,
             hosts,
             tables: Tables::default(),
             own_records,
@@ -85,6 +100,8 @@ impl Worker {
             held: BTreeSet::new(),
             handover: Handover::Ahead,
             waiting: Vec::new(),
+            sandboxes: BTreeMap::new(),
+            neighbours: BTreeSet::new(),
             contradictions: BTreeSet::new(),
             settled: false,
         }
@@ -209,38 +226,44 @@ impl Worker {
         watcher: &Watcher,
         lease: &Lease,
     ) -> Result<Vec<Failure>> {
-        let (mut notes, mut repairs) = (Vec::new(), Repairs::default());
+        let mut seen = Findings::default();
         let links = self.net.links().await?;
-        self.follow_uplink(lease, &mut notes).await;
+        let moved = self.follow_uplink(&links, lease, &mut seen).await;
+        let repair = whole;
+        // What an event tells of is put right at once, and not by the timer.
+        let whole = whole || moved || self.is_broken(&links);
         let (xdp, xdp_note) = xdp::decide(self.shared.options.xdp, &self.uplink.link);
         let offloads = xdp::sandbox_offloads(xdp, &self.uplink.link);
-        let external = match self.net.ensure_external(self.shared.options.vxlan_port).await {
-            Ok(link) => Some(link.index),
-            Err(error) => {
-                notes.push(format!("{error:#}"));
-                None
-            }
-        };
+        let port = self.shared.options.vxlan_port;
+        let external = self.net.ensure_external(port, &mut seen.repairs).await;
+        let external = seen.note(external).map(|link| link.index);
         if !self.settled {
             self.find_held(&links)?;
         }
-        self.recover(&links, &mut notes).await;
-        let mut local = self.wired(&links, &mut repairs).await?;
-        self.remove_gateways(&mut notes).await;
+        self.recover(&links, &mut seen.notes).await;
+        let mut local = self.wired(&links, offloads, &mut seen).await?;
+        self.remove_gateways(&mut seen).await;
         self.find_inner_ends(&mut local).await;
         self.find_gateways(&mut local, &links).await;
-        self.follow_mtu(&local, &links, &mut notes).await;
+        self.remember_sandboxes(&local).await;
+        self.follow_mtu(&local, &links, &mut seen).await;
         if whole {
-            notes.extend(self.keep_files());
-            self.repair_sandboxes(&local, offloads, &mut notes).await;
-            self.repair_gateways(&local, &links, offloads, &mut notes).await;
+            seen.notes.extend(self.keep_files());
+            let before = seen.repairs.clone();
+            self.repair_uplink(&mut seen).await;
+            self.repair_sandboxes(&local, offloads, &mut seen).await;
+            self.repair_gateways(&local, &links, offloads, &mut seen).await;
+            if moved {
+                // They follow the uplink, which is nobody's doing.
+                seen.repairs = before;
+            }
         }
         let links = if whole { self.net.links().await? } else { links };
         let snapshot = self.shared.snapshots.borrow().clone();
         if self.knows_mappings(&snapshot) {
             // Before a port is published, so that what the programs leave to the kernel finds its
             // way.
-            self.enforce_rules(&local, &links, whole, &mut notes).await;
+            self.enforce_rules(&local, &links, whole, &mut seen).await;
         }
         let ports = self.port_inputs(&local, &links, xdp.map(|_| offloads)).await;
 
@@ -252,17 +275,18 @@ impl Worker {
             let connected = snapshot.consul_state == "connected" && lease.problem().is_none();
             self.hosts.update(hosts, connected, Instant::now());
         }
+        self.follow_vtep(&snapshot, lease, repair);
         let usable = snapshot.hosts.is_some().then(|| self.hosts.usable());
         let desired = desired(&Inputs {
             node: self.shared.options.node.clone(),
             uplink: UplinkView {
                 ifindex: self.uplink.link.index,
                 name: self.uplink.link.name.clone(),
-                address: self.uplink.address,
+                address: self.vtep,
                 mac: self.uplink.link.mac,
             },
             external,
-            vxlan_port: self.shared.options.vxlan_port,
+            vxlan_port: port,
             source_ports: net::port_range(),
             xdp,
             settled: self.hosts.settled(),
@@ -273,53 +297,10 @@ impl Worker {
             held: self.hold(&links),
         });
         self.log_contradictions(&desired.contradictions);
-        let told = self.hosts_are_told(&local, usable.as_ref(), &snapshot);
 
-        let (failures, changed, republished) = {
-            let mut datapath = self.shared.datapath();
-            let written = self.tables.clone();
-            if whole {
-                self.tables = datapath.maps().read()?;
-                datapath.refresh()?;
-            }
-            let known = datapath.known();
-            let actual = Actual {
-                tables: self.tables.clone(),
-                attached: datapath.attached(),
-                stale_links: datapath.stale_links(&desired.attachments)?,
-            };
-            let is_behind = |it: &Attachment| datapath.is_behind(it);
-            let ops = diff(&desired, &actual);
-            let ops = self.handover.hold_back(ops, told, is_behind, &mut notes);
-            let changed = !ops.is_empty();
-            let of_ports = |op: &Op| matches!(op, Op::SetPublished(..) | Op::RemovePublished(_));
-            let republished = ops.iter().any(of_ports);
-            let lost = known.difference(&actual.attached).cloned().collect();
-            let drift = Drift { written: &written, found: &actual.tables, lost: &lost };
-            let steps: Vec<(Op, Repair)> =
-                ops.iter().filter_map(|op| Some((op.clone(), drift.repair(op)?))).collect();
-            let failures = apply(&mut datapath, &mut self.tables, ops);
-            for (_, kind) in
-                steps.iter().filter(|(op, _)| failures.iter().all(|failed| failed.op != *op))
-            {
-                repairs.add(*kind);
-            }
-            (failures, changed, republished)
-        };
-        let failures = self.tolerate(failures, &mut notes);
-        if failures.is_empty() {
-            self.handover.finish(&mut self.shared.datapath(), &links, &mut notes);
-        }
-        // The first time in any case: before, the table of ports may not be filled.
-        if republished || !self.settled {
-            self.ports.published.send_replace(());
-        }
-        if changed || whole {
-            let vteps = self.tables.hosts.keys().map(|vtep| unmapped(vtep).into()).collect();
-            if let Err(error) = self.net.keep_neighbours(&vteps).await {
-                notes.push(format!("{error:#}"));
-            }
-        }
+        let told = self.hosts_are_told(&local, usable.as_ref(), &snapshot);
+        let occasion = Occasion { whole, moved, told };
+        let failures = self.change(&desired, occasion, &links, &mut seen).await?;
         self.own_records.keep(&snapshot, &local, whole);
 
         let mut view = self.shared.view();
@@ -331,6 +312,7 @@ impl Worker {
         view.xdp_note = xdp_note;
         view.offloads = offloads;
         // What the first pass finds otherwise is what it is there for.
+        let Findings { mut notes, repairs } = seen;
         if self.settled {
             view.repairs.merge(repairs);
         }
@@ -346,62 +328,11 @@ impl Worker {
         Ok(failures)
     }
 
-    /// Resolves `--advertise` again and announces what changed. An uplink that is gone for the
-    /// moment stays what it was: absence is not an order.
-    async fn follow_uplink(&mut self, lease: &Lease, notes: &mut Vec<String>) {
-        match self.net.uplink(&self.shared.options.advertise).await {
-            Ok(uplink) => {
-                if uplink != self.uplink {
-                    tracing::info!(
-                        interface = uplink.link.name, address = %uplink.address,
-                        mtu = uplink.link.mtu, "the uplink changed"
-                    );
-                    // Before the lease writes the new address, on a connection that works.
-                    if uplink.address != self.uplink.address
-                        && let Err(error) = self.shared.consul.reconnect()
-                    {
-                        notes.push(format!("{error:#}"));
-                    }
-                    self.uplink = uplink;
-                }
-            }
-            Err(error) => notes.push(format!("{error:#}")),
-        }
-        lease.update(host_record(
-            &self.shared.options.node,
-            &self.uplink,
-            self.shared.options.vxlan_port,
-        ));
-    }
-
-    /// Takes out of the failures what `--xdp auto` promised not to fail for.
-    fn tolerate(&self, failures: Vec<Failure>, notes: &mut Vec<String>) -> Vec<Failure> {
-        let auto = self.shared.options.xdp == crate::config::Xdp::Auto;
-        let (tolerated, failures) = failures.into_iter().partition(|failure| {
-            auto && matches!(&failure.op, Op::Attach(attachment) if attachment.xdp.is_some())
-        });
-        let tolerated: Vec<Failure> = tolerated;
-        notes.extend(tolerated.iter().map(|it| format!("XDP is off: {:#}", it.error)));
-        failures
-    }
-
     fn log_contradictions(&mut self, found: &[String]) {
         let found: BTreeSet<String> = found.iter().cloned().collect();
         for line in found.difference(&self.contradictions) {
             tracing::warn!("a record is ignored: {line}");
         }
         self.contradictions = found;
-    }
-}
-
-/// What this host announces of itself.
-pub fn host_record(node: &str, uplink: &Uplink, port: u16) -> HostRecord {
-    HostRecord {
-        v: VERSION,
-        node: node.to_owned(),
-        vtep: uplink.address,
-        port,
-        mtu: uplink.link.mtu,
-        agent: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

@@ -25,6 +25,7 @@ use crate::{
         spec::PortRequest,
     },
     reconcile::{Description, Reconciler},
+    repairs::Repairs,
     state::{GatewayPort, LocalEndpoint},
 };
 
@@ -203,13 +204,16 @@ impl Wiring for HostWiring {
     async fn create_gateway(&self, netns: &Path, host_ifname: &str) -> Result<GatewayPort> {
         // Made with the first sandbox that needs it: a host with Docker alone has no use for one.
         let subnet = self.net.free_gwbridge_subnet(self.egress.flatten()).await?;
-        let bridge = self.net.ensure_gwbridge(subnet, self.uplink_mtu()).await?;
+        // What is made here was not broken.
+        let new = &mut Repairs::default();
+        let bridge = self.net.ensure_gwbridge(subnet, self.uplink_mtu(), new).await?;
         self.net.forward_ipv4(&self.reconciler.uplink().link.name).await?;
         let (address, mac) = self.gateways.take(bridge.address, || self.local())?;
         let spec = GatewaySpec {
             bridge: bridge.name,
             host_ifname: host_ifname.to_owned(),
             netns: netns.to_owned(),
+            ifname: None,
             mac,
             address,
             gateway: bridge.address.addr(),

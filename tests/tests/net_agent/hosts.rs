@@ -93,12 +93,16 @@ fn changes_of_hosts_uplinks_and_sandboxes_are_followed() {
     cluster.lab.remove_sandbox("docker02", "t4").unwrap();
     withdrawn(&cluster, t4);
 
-    steps.begin("a host-side veth is deleted by hand");
+    steps.begin("a host-side veth is deleted by hand: it is made again; then its sandbox goes");
     let t5 = cluster.sandbox("docker02", "t5", "--network ov_net1 --ifname mine0");
     let endpoints = cluster.json("docker02", "endpoint ls --local");
     let of_t5 = endpoints.as_array().unwrap().iter().find(|it| it["address"] == t5.to_string());
     let veth = text(&of_t5.unwrap()["local"], "host_ifname").unwrap().to_owned();
     cluster.sh("docker02", &format!("ip link del {veth}"));
+    cluster.wait_ping("docker01/t1", t5);
+    let inner = cluster.sh("docker02/t5", "ip -o -4 address show dev mine0");
+    assert!(inner.contains(&format!("inet {t5}/24")), "{inner}");
+    cluster.lab.remove_sandbox("docker02", "t5").unwrap();
     withdrawn(&cluster, t5);
     // The record goes first, while the pass that withdraws the sandbox goes on.
     until(

@@ -2,7 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use ovnet_agent::net::{GWBRIDGE, GatewaySpec, SandboxOffloads};
+use ovnet_agent::{
+    net::{GWBRIDGE, GatewaySpec, SandboxOffloads},
+    repairs::{Repair, Repairs},
+};
 
 use super::{
     bridge,
@@ -17,7 +20,7 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 fn the_bridge_is_made_once_and_set_right() {
     on_a_host("the_bridge_is_made_once_and_set_right", async |net| {
         let subnet = "172.18.0.0/16".parse().unwrap();
-        let first = net.ensure_gwbridge(subnet, 1450).await.unwrap();
+        let first = net.ensure_gwbridge(subnet, 1450, &mut Repairs::default()).await.unwrap();
         assert_eq!((first.name.as_str(), first.mac), (GWBRIDGE, [0x02, 0x42, 172, 18, 0, 1]));
         assert_eq!(first.address, "172.18.0.1/16".parse().unwrap());
         assert_eq!(net.gwbridge(GWBRIDGE).await.unwrap(), Some(first.clone()));
@@ -53,7 +56,11 @@ fn the_bridge_is_made_once_and_set_right() {
             ip(spoil);
             std::fs::write(format!("{conf}/forwarding"), "0").unwrap();
             for _ in 0..2 {
-                assert_eq!(net.ensure_gwbridge(subnet, 1450).await.unwrap(), first, "{spoil}");
+                assert_eq!(
+                    net.ensure_gwbridge(subnet, 1450, &mut Repairs::default()).await.unwrap(),
+                    first,
+                    "{spoil}"
+                );
                 good().await;
             }
         }
@@ -65,13 +72,19 @@ fn the_bridge_is_made_once_and_set_right() {
         }
         // Another subnet, within the old one: its address was a secondary one and went with it.
         ip("address add 172.18.4.1/16 dev ovnet_gwbridge");
-        let other = net.ensure_gwbridge("172.18.4.0/16".parse().unwrap(), 1450).await.unwrap();
+        let other = net
+            .ensure_gwbridge("172.18.4.0/16".parse().unwrap(), 1450, &mut Repairs::default())
+            .await
+            .unwrap();
         assert_eq!(other.index, first.index);
 
         ip(&format!("link delete {GWBRIDGE}"));
         assert_eq!(net.gwbridge(GWBRIDGE).await.unwrap(), None);
         ip(&format!("link add {GWBRIDGE} type veth"));
-        let error = format!("{:#}", net.ensure_gwbridge(subnet, 1450).await.unwrap_err());
+        let error = format!(
+            "{:#}",
+            net.ensure_gwbridge(subnet, 1450, &mut Repairs::default()).await.unwrap_err()
+        );
         assert!(error.contains("ip link delete") && !error.contains('\n'), "{error}");
     });
 }
@@ -86,7 +99,7 @@ fn the_bridge_s_subnet_is_one_that_leads_nowhere_else() {
         let error = error.unwrap_err().to_string();
         assert!(error.contains("docker_gwbridge") && !error.contains('\n'), "{error}");
         let wanted = "172.30.0.0/16".parse().unwrap();
-        net.ensure_gwbridge(wanted, 1500).await.unwrap();
+        net.ensure_gwbridge(wanted, 1500, &mut Repairs::default()).await.unwrap();
         assert_eq!(net.free_gwbridge_subnet(None).await.unwrap(), wanted, "what it has");
         assert_eq!(net.free_gwbridge_subnet(Some(wanted)).await.unwrap(), wanted, "its own route");
     });
@@ -95,7 +108,9 @@ fn the_bridge_s_subnet_is_one_that_leads_nowhere_else() {
 #[test]
 fn a_gateway_port_is_isolated_and_has_the_default_route() {
     on_a_host("a_gateway_port_is_isolated_and_has_the_default_route", async |net| {
-        net.ensure_gwbridge("172.18.0.0/16".parse().unwrap(), 1450).await.unwrap();
+        net.ensure_gwbridge("172.18.0.0/16".parse().unwrap(), 1450, &mut Repairs::default())
+            .await
+            .unwrap();
         let sandbox = Sandbox::new();
         net.create_veth(&spec(&sandbox)).await.unwrap();
         assert!(!net.has_default_route(sandbox.path()).await.unwrap());
@@ -124,10 +139,11 @@ fn a_gateway_port_is_isolated_and_has_the_default_route() {
         assert_eq!(found.as_ref(), Some(&port));
 
         let repair = async || {
-            let repaired =
-                net.repair_gateway_port(&port, sandbox.path(), GATEWAY, 1450, OFFLOADS).await;
-            repaired.unwrap();
+            let mut found = Repairs::default();
+            net.repair_gateway_port(&wanted, &mut found).await.unwrap();
+            found.of(Repair::GatewayPort)
         };
+        assert_eq!(repair().await, 0, "as it was made");
         for spoil in [
             "link set ovnetgw000001 nomaster",
             "link set ovnetgw000001 type bridge_slave isolated off",
@@ -135,14 +151,20 @@ fn a_gateway_port_is_isolated_and_has_the_default_route() {
             "link set ovnetgw000001 mtu 1400",
         ] {
             ip(spoil);
-            repair().await;
+            assert!(repair().await > 0, "{spoil}");
             good();
         }
-        for spoil in ["link set eth1 down", "link set eth1 mtu 1300", "route delete default"] {
+        for spoil in [
+            "link set eth1 down",
+            "link set eth1 mtu 1300",
+            "link set eth1 address 02:00:00:00:00:09",
+            "address flush dev eth1",
+            "route delete default",
+        ] {
             sandbox.ip(spoil);
-            repair().await;
+            assert!(repair().await > 0, "{spoil}");
             good();
-            repair().await;
+            assert_eq!(repair().await, 0, "{spoil}");
             good();
         }
         // One that somebody put in its place is the sandbox's own affair.
@@ -153,7 +175,7 @@ fn a_gateway_port_is_isolated_and_has_the_default_route() {
         let second = GatewaySpec {
             host_ifname: "ovnetgw000002".into(),
             address: "172.18.0.3/16".parse().unwrap(),
-            ..wanted
+            ..wanted.clone()
         };
         let before = (ip("-br link"), sandbox.ip("-br link"));
         let error = format!("{:#}", net.create_gateway_port(&second).await.unwrap_err());
@@ -164,7 +186,7 @@ fn a_gateway_port_is_isolated_and_has_the_default_route() {
         assert_eq!((ip("-br link"), sandbox.ip("-br link")), before, "nothing is left");
 
         net.delete_link("ovnetgw000001").await.unwrap();
-        let error = net.repair_gateway_port(&port, sandbox.path(), GATEWAY, 1450, OFFLOADS).await;
+        let error = net.repair_gateway_port(&wanted, &mut Repairs::default()).await;
         assert!(format!("{:#}", error.unwrap_err()).contains("ovnetgw000001"));
     });
 }
@@ -206,6 +228,7 @@ pub(crate) fn gateway_spec(sandbox: &Sandbox) -> GatewaySpec {
         bridge: GWBRIDGE.into(),
         host_ifname: "ovnetgw000001".into(),
         netns: sandbox.path().into(),
+        ifname: None,
         mac: [0x02, 0x42, 172, 18, 0, 2],
         address: "172.18.0.2/16".parse().unwrap(),
         gateway: GATEWAY,

@@ -11,6 +11,7 @@ use ovnet_agent::{
     firewall::{Egress, Firewall, Mapping, Rules},
     net::{GWBRIDGE, GatewaySpec, Net, SandboxOffloads, VethSpec},
     publish::Protocol,
+    repairs::Repairs,
 };
 
 use super::{
@@ -64,7 +65,9 @@ impl Topology {
         ip("address add 192.168.1.11/24 dev uplink");
         net.forward_ipv4("uplink").await.unwrap();
         bridges_ask_iptables(false);
-        net.ensure_gwbridge("172.18.0.0/16".parse().unwrap(), 1450).await.unwrap();
+        net.ensure_gwbridge("172.18.0.0/16".parse().unwrap(), 1450, &mut Repairs::default())
+            .await
+            .unwrap();
         net.create_gateway_port(&gateway_spec(&first)).await.unwrap();
         let other = GatewaySpec {
             host_ifname: "ovnetgw000002".into(),

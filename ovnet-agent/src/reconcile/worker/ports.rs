@@ -1,19 +1,21 @@
 //! What a pass does for published ports and the sandboxes' way out: the gwbridge and its ports, the
 //! kernel's rules, the reservations.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 
-use anyhow::anyhow;
+use anyhow::{Result, anyhow};
 use ipnet::Ipv4Net;
 use tokio::sync::watch;
 
-use super::Worker;
+use super::{Findings, Worker};
 use crate::{
+    consul::schema::parse_mac,
     desired::{GatewayLink, PortInputs},
     docker::daemon::GWBRIDGE as DOCKER_GWBRIDGE,
     firewall::{self, Egress, Firewall, Mapping, Rules},
-    net::{GWBRIDGE, Link, SandboxOffloads},
+    net::{GWBRIDGE, GatewaySpec, Link, SandboxOffloads},
     publish::reserve::Reservations,
+    repairs::Repair,
     state::{GatewayPort, LocalEndpoint},
 };
 
@@ -75,7 +77,7 @@ impl Worker {
     }
 
     /// Deletes the gateway ports of withdrawn endpoints that no other endpoint of their sandbox uses.
-    pub(super) async fn remove_gateways(&mut self, notes: &mut Vec<String>) {
+    pub(super) async fn remove_gateways(&mut self, seen: &mut Findings) {
         for gone in std::mem::take(&mut self.ports.leftovers) {
             let used = self.shared.view().local.values().any(|endpoint| {
                 let gateway = endpoint.gateway.as_ref();
@@ -84,8 +86,7 @@ impl Worker {
             if used {
                 continue;
             }
-            if let Err(error) = self.net.delete_gateway_port(&gone).await {
-                notes.push(format!("{error:#}"));
+            if seen.note(self.net.delete_gateway_port(&gone).await).is_none() {
                 self.ports.leftovers.push(gone);
             }
         }
@@ -97,7 +98,7 @@ impl Worker {
         local: &[(LocalEndpoint, u32)],
         links: &[Link],
         offloads: SandboxOffloads,
-        notes: &mut Vec<String>,
+        seen: &mut Findings,
     ) {
         let own: BTreeMap<&str, (&GatewayPort, &LocalEndpoint)> = local
             .iter()
@@ -108,23 +109,23 @@ impl Worker {
         let there = links.iter().find(|link| link.name == GWBRIDGE);
         let has = there.and_then(|link| link.addresses.first()).map(Ipv4Net::trunc);
         self.ports.subnet = has.or(self.ports.subnet);
-        notes.extend(self.hold_reservations(local).await);
+        seen.notes.extend(self.hold_reservations(local).await);
         let (Some(subnet), false) = (self.ports.subnet, own.is_empty()) else { return };
         let mtu = self.uplink.link.mtu;
-        let bridge = match self.net.ensure_gwbridge(subnet, mtu).await {
-            Ok(bridge) => bridge,
-            Err(error) => return notes.push(format!("{error:#}")),
-        };
-        if let Err(error) = self.net.forward_ipv4(&self.uplink.link.name).await {
-            notes.push(format!("{error:#}"));
-        }
+        let bridge = self.net.ensure_gwbridge(subnet, mtu, &mut seen.repairs).await;
+        let Some(bridge) = seen.note(bridge) else { return };
         for (gateway, endpoint) in own.into_values() {
-            let address = bridge.address.addr();
-            let repaired = self
-                .net
-                .repair_gateway_port(gateway, &endpoint.netns, address, mtu, offloads)
-                .await;
-            notes.extend(repaired.err().map(|error| format!("{error:#}")));
+            let spec = gateway_spec(gateway, &endpoint.netns, bridge.address, mtu, offloads);
+            let Some(spec) = seen.note(spec) else { continue };
+            let gone = links.iter().all(|link| link.name != gateway.host_ifname);
+            let repaired = if gone && self.is_same_sandbox(endpoint).await.unwrap_or(false) {
+                let made = self.net.create_gateway_port(&spec).await.map(drop);
+                seen.repairs.add_if(Repair::GatewayPort, made.is_ok());
+                made
+            } else {
+                self.net.repair_gateway_port(&spec, &mut seen.repairs).await
+            };
+            seen.note(repaired);
         }
     }
 
@@ -185,7 +186,7 @@ impl Worker {
         local: &[(LocalEndpoint, u32)],
         links: &[Link],
         whole: bool,
-        notes: &mut Vec<String>,
+        seen: &mut Findings,
     ) {
         let bridge = links.iter().find(|link| link.name == GWBRIDGE);
         let subnet = bridge.and_then(|link| link.addresses.first()).map(Ipv4Net::trunc);
@@ -196,11 +197,12 @@ impl Worker {
             egress,
             mappings: mappings(local),
         };
-        if self.ports.rules.as_ref() == Some(&rules) && !whole {
+        let unchanged = self.ports.rules.as_ref() == Some(&rules);
+        if unchanged && !whole {
             return;
         }
         let enforced = if Firewall::available() {
-            self.ports.firewall.ensure(&rules).await.map(drop)
+            self.ports.firewall.ensure(&rules).await
         } else {
             Err(anyhow!(
                 "there is no nft: containers have no way out, and can send VXLAN in a host's name: \
@@ -210,19 +212,42 @@ impl Worker {
         // Only behind rules that keep sandboxes from the host's loopback, and from others' bridges.
         if rules.egress.is_some() {
             let allowed = enforced.is_ok();
-            let route = self.net.route_loopback_to_gwbridge(allowed).await;
-            notes.extend(route.err().map(|error| format!("{error:#}")));
+            if let Some(changed) = seen.note(self.net.route_loopback_to_gwbridge(allowed).await) {
+                seen.repairs.add_if(Repair::Sysctl, changed && unchanged);
+            }
             // With the rules, not at the next repair: a policy that drops would cut a new sandbox
             // off until then.
-            if allowed && let Err(error) = firewall::accept_forwarding(GWBRIDGE).await {
-                notes.push(format!("{error:#}"));
+            if allowed && let Some(opened) = seen.note(firewall::accept_forwarding(GWBRIDGE).await)
+            {
+                seen.repairs.add_if(Repair::Rules, opened && unchanged);
             }
         }
-        match enforced {
-            Ok(()) => self.ports.rules = Some(rules),
-            Err(error) => notes.push(format!("{error:#}")),
+        if let Some(changed) = seen.note(enforced) {
+            seen.repairs.add_if(Repair::Rules, changed && unchanged);
+            self.ports.rules = Some(rules);
         }
     }
+}
+
+/// What a gateway port must be.
+fn gateway_spec(
+    gateway: &GatewayPort,
+    netns: &Path,
+    bridge: Ipv4Net,
+    mtu: u32,
+    offloads: SandboxOffloads,
+) -> Result<GatewaySpec> {
+    Ok(GatewaySpec {
+        bridge: gateway.bridge.clone(),
+        host_ifname: gateway.host_ifname.clone(),
+        netns: netns.to_owned(),
+        ifname: Some(gateway.ifname.clone()),
+        mac: parse_mac(&gateway.mac)?,
+        address: Ipv4Net::new(gateway.address, bridge.prefix_len())?,
+        gateway: bridge.addr(),
+        mtu,
+        offloads,
+    })
 }
 
 /// The interfaces that other hosts are behind: the uplink, and each bridge with a port that is no

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use ipnet::Ipv4Net;
 
-use super::Worker;
+use super::{Findings, Worker};
 use crate::{
+    consul::schema::parse_mac,
     desired::endpoint_mtu,
-    net::{Link, SandboxOffloads},
+    net::{GWBRIDGE, Link, SandboxOffloads, VethSpec},
     reconcile::Description,
-    repairs::{Repair, Repairs},
+    repairs::Repair,
     state::LocalEndpoint,
 };
 
@@ -52,12 +54,13 @@ impl Worker {
         Ok(())
     }
 
-    /// The local endpoints whose veth is there, each with its ifindex. An endpoint whose veth is
-    /// gone lost its sandbox: it is withdrawn.
+    /// The local endpoints whose veth is there, each with its ifindex. A veth that is gone is made
+    /// again where its sandbox is still there; else the endpoint is withdrawn.
     pub(super) async fn wired(
         &mut self,
         links: &[Link],
-        repairs: &mut Repairs,
+        offloads: SandboxOffloads,
+        seen: &mut Findings,
     ) -> Result<Vec<(LocalEndpoint, u32)>> {
         let by_name: BTreeMap<&str, u32> =
             links.iter().map(|link| (link.name.as_str(), link.index)).collect();
@@ -69,14 +72,115 @@ impl Worker {
                 // Attached while the list of links was on its way: ask again, by name.
                 None => match self.net.link(&endpoint.host_ifname).await? {
                     Some(link) => wired.push((endpoint, link.index)),
-                    None => {
-                        self.withdraw(&endpoint);
-                        repairs.add(Repair::Sandbox);
-                    }
+                    None => wired.extend(self.without_veth(endpoint, offloads, seen).await),
                 },
             }
         }
         Ok(wired)
+    }
+
+    /// What becomes of an endpoint whose veth is gone.
+    async fn without_veth(
+        &mut self,
+        endpoint: LocalEndpoint,
+        offloads: SandboxOffloads,
+        seen: &mut Findings,
+    ) -> Option<(LocalEndpoint, u32)> {
+        match self.make_again(&endpoint, offloads).await {
+            Ok(Some(ifindex)) => {
+                seen.repairs.add(Repair::Veth);
+                Some((endpoint, ifindex))
+            }
+            Ok(None) => {
+                seen.repairs.add(Repair::Sandbox);
+                self.withdraw(&endpoint);
+                None
+            }
+            // Its sandbox is there, so its address is not given up; the next pass tries again.
+            Err(error) => {
+                seen.notes.push(format!("an endpoint's veth is gone: {error:#}"));
+                None
+            }
+        }
+    }
+
+    /// Makes a veth again that somebody deleted; `None` where its sandbox is gone, or was never
+    /// looked at, or another one has its name.
+    async fn make_again(
+        &self,
+        endpoint: &LocalEndpoint,
+        offloads: SandboxOffloads,
+    ) -> Result<Option<u32>> {
+        if !self.is_same_sandbox(endpoint).await? {
+            return Ok(None);
+        }
+        let veth = self.net.create_veth(&self.veth_spec(endpoint, offloads)?).await?;
+        let LocalEndpoint { record, network, host_ifname, .. } = endpoint;
+        tracing::warn!(
+            network = network.name, address = %record.address, host_ifname,
+            "an endpoint's veth was deleted; it is made again"
+        );
+        Ok(Some(veth.ifindex))
+    }
+
+    /// Whether what an endpoint's path leads to is the sandbox that it was attached in.
+    pub(super) async fn is_same_sandbox(&self, endpoint: &LocalEndpoint) -> Result<bool> {
+        let Some(known) = self.sandboxes.get(&endpoint.record.id) else { return Ok(false) };
+        Ok(self.net.sandbox_cookie(&endpoint.netns).await? == Some(*known))
+    }
+
+    /// What an endpoint's veth must be.
+    fn veth_spec(&self, endpoint: &LocalEndpoint, offloads: SandboxOffloads) -> Result<VethSpec> {
+        let LocalEndpoint { record, network, netns, ifname, host_ifname, .. } = endpoint;
+        Ok(VethSpec {
+            host_ifname: host_ifname.clone(),
+            netns: netns.clone(),
+            ifname: Some(ifname.clone()),
+            mac: parse_mac(&record.mac)?,
+            address: Ipv4Net::new(record.address, network.subnet.prefix_len())?,
+            mtu: endpoint_mtu(network, self.uplink.link.mtu),
+            offloads,
+        })
+    }
+
+    /// Remembers which namespace a sandbox is, once it is as it must be: from then on what is
+    /// otherwise was broken by somebody. A path alone may lead to another one tomorrow, and Docker
+    /// furnishes its sandboxes itself.
+    pub(super) async fn remember_sandboxes(&mut self, local: &[(LocalEndpoint, u32)]) {
+        self.sandboxes.retain(|id, _| local.iter().any(|(it, _)| it.record.id == *id));
+        for (endpoint, _) in local {
+            let LocalEndpoint { record, network, netns, ifname, host_ifname, .. } = endpoint;
+            if ifname.is_empty() || self.sandboxes.contains_key(&record.id) {
+                continue;
+            }
+            let address = Ipv4Net::new(record.address, network.subnet.prefix_len());
+            let furnished = match (&endpoint.docker, address) {
+                (None, _) => true,
+                (Some(_), Err(_)) => false,
+                (Some(_), Ok(address)) => {
+                    let furnished = self.net.is_furnished(host_ifname, netns, address).await;
+                    furnished.unwrap_or(false)
+                }
+            };
+            if furnished && let Ok(Some(cookie)) = self.net.sandbox_cookie(netns).await {
+                self.sandboxes.insert(record.id.clone(), cookie);
+            }
+        }
+    }
+
+    /// Whether an event told of something that only a pass over everything puts right.
+    pub(super) fn is_broken(&self, links: &[Link]) -> bool {
+        let there = |name: &str| links.iter().find(|link| link.name == name);
+        let bridge = there(GWBRIDGE).filter(|it| it.up && !it.addresses.is_empty());
+        self.shared.view().local.values().any(|endpoint| {
+            let gateway = endpoint.gateway.as_ref().filter(|it| it.bridge == GWBRIDGE);
+            let cut_off = gateway.is_some_and(|gateway| {
+                let port = there(&gateway.host_ifname);
+                let of = port.filter(|it| it.up).and_then(|it| it.controller);
+                of.is_none() || of != bridge.map(|it| it.index)
+            });
+            cut_off || there(&endpoint.host_ifname).is_some_and(|it| !it.up)
+        })
     }
 
     /// Adds what was learned of an endpoint to its state, which is what is announced again where
@@ -143,7 +247,7 @@ impl Worker {
         &mut self,
         local: &[(LocalEndpoint, u32)],
         links: &[Link],
-        notes: &mut Vec<String>,
+        seen: &mut Findings,
     ) {
         for (endpoint, ifindex) in local {
             let wanted = endpoint_mtu(&endpoint.network, self.uplink.link.mtu);
@@ -156,35 +260,41 @@ impl Worker {
                 // On its way into the sandbox; the pass that finds it there looks at it again.
                 continue;
             }
-            if let Err(error) = self.net.set_endpoint_mtu(host_ifname, netns, wanted).await {
-                notes.push(format!("{error:#}"));
+            let set = self.net.set_endpoint_mtu(host_ifname, netns, wanted).await;
+            if seen.note(set).is_none() {
                 continue;
             }
+            // Where the uplink is what it was, somebody else set the interface to another MTU.
+            seen.repairs.add_if(Repair::Veth, endpoint.mtu == wanted);
             let endpoint = LocalEndpoint { mtu: wanted, ..endpoint.clone() };
-            if let Err(error) = self.state.store(&endpoint) {
-                notes.push(format!("{error:#}"));
-            }
+            seen.note(self.state.store(&endpoint));
             self.shared.view().local.insert(endpoint.record.id.clone(), endpoint);
         }
     }
 
-    /// Puts back what somebody else may have changed around an endpoint: sysctls, offloads.
+    /// Puts back what somebody else may have changed of an endpoint: both ends of its veth, with
+    /// their settings.
     pub(super) async fn repair_sandboxes(
         &self,
         local: &[(LocalEndpoint, u32)],
         offloads: SandboxOffloads,
-        notes: &mut Vec<String>,
+        seen: &mut Findings,
     ) {
         for (endpoint, _) in local {
-            let LocalEndpoint { host_ifname, netns, .. } = endpoint;
-            let host_side = self.net.prepare_endpoint_host_side(host_ifname).await;
-            let inside = if endpoint.ifname.is_empty() {
-                Ok(())
-            } else {
-                self.net.set_endpoint_offloads(host_ifname, netns, offloads).await
-            };
-            for error in [host_side, inside].into_iter().filter_map(Result::err) {
-                notes.push(format!("{error:#}"));
+            let LocalEndpoint { record, host_ifname, netns, ifname, .. } = endpoint;
+            if self.sandboxes.contains_key(&record.id) {
+                if let Some(spec) = seen.note(self.veth_spec(endpoint, offloads)) {
+                    let repaired = self.net.repair_endpoint(&spec, &mut seen.repairs).await;
+                    seen.note(repaired);
+                }
+                continue;
+            }
+            let host_side = self.net.prepare_endpoint_host_side(host_ifname, &mut seen.repairs);
+            let host_side = host_side.await;
+            seen.note(host_side);
+            if !ifname.is_empty() {
+                let inside = self.net.set_endpoint_offloads(host_ifname, netns, offloads).await;
+                seen.note(inside);
             }
         }
     }
