@@ -24,7 +24,9 @@ use crate::{
     datapath::{self, Datapath, LoadOptions},
     dns,
     docker::{self, daemon::DockerChoice, plugin::PluginSocket},
+    metrics,
     net::Net,
+    peers,
     publish::reserve::Reservations,
     reconcile::{Options, Reconciler, host_record},
     service::{
@@ -130,6 +132,8 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     let mut worker = tokio::spawn(worker.run(watcher, lease, loop_stopping));
     let records = ConsulRecords { consul, pool };
     let (gwbridge_sender, gwbridge) = tokio::sync::watch::channel(None);
+    peers::spawn(reconciler.clone(), node.clone(), config.vxlan_port, stopping.clone());
+    metrics::spawn(config.metrics, reconciler.clone(), stopping.clone());
     dns::spawn(config.dns, gwbridge, reconciler.clone(), net.clone(), stopping.clone());
     let egress = (config.egress == Egress::On).then_some(config.gwbridge_subnet);
     let wiring = HostWiring::new(reconciler, net, reservations, egress);

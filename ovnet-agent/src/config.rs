@@ -1,6 +1,10 @@
 //! The agent's command line.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
@@ -73,6 +77,30 @@ impl std::str::FromStr for Dns {
                 Ok(it) if !it.is_multicast() && !it.is_broadcast() => Ok(Self::At(it)),
                 _ => Err("an IPv4 address, 'auto' or 'off'".into()),
             },
+        }
+    }
+}
+
+/// Where the agent's metrics are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Metrics {
+    /// Nowhere: an agent that was not asked to opens no port, on which somebody may be already.
+    #[default]
+    Off,
+    /// At this address and port.
+    At(SocketAddrV4),
+}
+
+impl std::str::FromStr for Metrics {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<SocketAddrV4>() {
+            _ if text == "off" => Ok(Self::Off),
+            Ok(it) if it.port() != 0 && !it.ip().is_multicast() && !it.ip().is_broadcast() => {
+                Ok(Self::At(it))
+            }
+            _ => Err("an IPv4 address and a port, as 127.0.0.1:9481, or 'off'".into()),
         }
     }
 }
@@ -203,6 +231,9 @@ pub struct Config {
     /// Address that names of containers are answered on, port 53; auto is docker_gwbridge's
     #[arg(long, value_name = "ADDR|auto|off", default_value = "auto")]
     pub dns: Dns,
+    /// Address and port the agent's metrics are served at, for Prometheus, as 127.0.0.1:9481
+    #[arg(long, value_name = "ADDR|off", default_value = "off")]
+    pub metrics: Metrics,
     /// Give sandboxes attached by `ovnet attach` a way out, which published ports need, too
     #[arg(long, value_enum, default_value_t)]
     pub egress: Egress,
@@ -368,6 +399,16 @@ mod tests {
         assert_eq!("10.1.2.3".parse(), Ok(Dns::At([10, 1, 2, 3].into())));
         for wrong in ["", "on", "10.1.2.3:53", "::1", "224.0.0.1", "255.255.255.255"] {
             wrong.parse::<Dns>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn metrics_are_off_or_at_an_address_and_a_port() {
+        assert_eq!("off".parse(), Ok(Metrics::default()));
+        let address = "127.0.0.1:9481".parse().unwrap();
+        assert_eq!("127.0.0.1:9481".parse(), Ok(Metrics::At(address)));
+        for wrong in ["", "on", "9481", ":9481", "127.0.0.1", "127.0.0.1:0", "[::1]:9481"] {
+            wrong.parse::<Metrics>().unwrap_err();
         }
     }
 

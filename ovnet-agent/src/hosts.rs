@@ -2,10 +2,12 @@
 //!
 //! Absence is not an order (invariant 7). A host that lost its lease, or whose record is gone,
 //! stays until a grace period has passed in which Consul itself answered: its containers usually
-//! run on, and so does the traffic to them.
+//! run on, and so does the traffic to them. While a host that lost its lease still answers probes
+//! ([`crate::peers`]), it is only cut off from Consul, and the period does not begin.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -37,11 +39,20 @@ impl HostTable {
     }
 
     /// Takes in what was read, at the time `now`. Time in which Consul did not answer
-    /// (`connected` false) is no part of anybody's grace.
-    pub fn update(&mut self, read: &BTreeMap<String, HostEntry>, connected: bool, now: Instant) {
+    /// (`connected` false) is no part of anybody's grace. `reaches` says which hosts answer probes.
+    pub fn update(
+        &mut self,
+        read: &BTreeMap<String, HostEntry>,
+        connected: bool,
+        now: Instant,
+        reaches: impl Fn(&HostRecord) -> bool,
+    ) {
         let since = self.updated.map_or(Duration::ZERO, |then| now - then);
         self.updated = connected.then_some(now);
         self.read_for += since;
+        // Who answers at an address is the host that has its lease, whoever had the address before.
+        let held: BTreeSet<Ipv4Addr> =
+            read.values().filter(|it| it.locked).map(|it| it.record.vtep).collect();
         for (node, entry) in read {
             let known = self.known.entry(node.clone()).or_insert_with(|| Known {
                 record: entry.record.clone(),
@@ -49,22 +60,22 @@ impl HostTable {
                 lost: false,
             });
             known.record = entry.record.clone();
-            if !is_lost(entry) {
+            let only_cut_off = || !held.contains(&entry.record.vtep) && reaches(&entry.record);
+            if !is_lost(entry) || only_cut_off() {
                 known.lost = false;
                 known.lost_for = Duration::ZERO;
+            } else {
+                known.lose(connected, since);
             }
         }
         for (node, known) in &mut self.known {
-            if read.get(node).is_some_and(|entry| !is_lost(entry)) {
-                continue;
+            if !read.contains_key(node) {
+                known.lose(connected, since);
             }
-            if known.lost && connected {
-                known.lost_for += since;
-            }
-            known.lost = true;
         }
         let grace = self.grace;
-        self.known.retain(|_, known| known.lost_for < grace);
+        // One that has a record is remembered as gone: forgotten, it would be met as a new one.
+        self.known.retain(|node, known| known.lost_for < grace || read.contains_key(node));
     }
 
     /// Whether Consul has answered for the grace period since the first reading.
@@ -74,7 +85,18 @@ impl HostTable {
 
     /// The hosts that count as there.
     pub fn usable(&self) -> BTreeMap<String, HostRecord> {
-        self.known.iter().map(|(node, known)| (node.clone(), known.record.clone())).collect()
+        let there = self.known.iter().filter(|(_, known)| known.lost_for < self.grace);
+        there.map(|(node, known)| (node.clone(), known.record.clone())).collect()
+    }
+}
+
+impl Known {
+    /// Counts the time since the last reading, if the host was lost then already.
+    fn lose(&mut self, connected: bool, since: Duration) {
+        if self.lost && connected {
+            self.lost_for += since;
+        }
+        self.lost = true;
     }
 }
 
@@ -110,11 +132,12 @@ mod tests {
         let mut table = HostTable::new(GRACE);
         let start = Instant::now();
         let here = BTreeMap::from([("docker02".to_string(), entry(true, "0.1.0"))]);
-        table.update(&here, true, start);
+        table.update(&here, true, start, |_| false);
         let read: BTreeMap<_, _> =
             read.map(|it| ("docker02".to_string(), it)).into_iter().collect();
         (1..600).find(|second| {
-            table.update(&read, connected(*second), start + Duration::from_secs(*second));
+            table
+                .update(&read, connected(*second), start + Duration::from_secs(*second), |_| false);
             table.usable().is_empty()
         })
     }
@@ -146,12 +169,78 @@ mod tests {
         let start = Instant::now();
         let at = |second| start + Duration::from_secs(second);
         let here = BTreeMap::from([("docker02".to_string(), entry(true, "0.1.0"))]);
-        table.update(&here, true, at(0));
-        table.update(&BTreeMap::new(), true, at(1));
-        table.update(&BTreeMap::new(), true, at(50));
-        table.update(&here, true, at(51));
-        table.update(&BTreeMap::new(), true, at(52));
-        table.update(&BTreeMap::new(), true, at(100));
+        table.update(&here, true, at(0), |_| false);
+        table.update(&BTreeMap::new(), true, at(1), |_| false);
+        table.update(&BTreeMap::new(), true, at(50), |_| false);
+        table.update(&here, true, at(51), |_| false);
+        table.update(&BTreeMap::new(), true, at(52), |_| false);
+        table.update(&BTreeMap::new(), true, at(100), |_| false);
         assert_eq!(table.usable().len(), 1);
+    }
+
+    /// Feeds the table one reading a second of a host without its lease; whether it was there at
+    /// each second.
+    fn there(
+        others: &[(&str, HostEntry)],
+        seconds: u64,
+        reached: impl Fn(u64) -> bool,
+    ) -> Vec<bool> {
+        let mut table = HostTable::new(GRACE);
+        let start = Instant::now();
+        let mut read: BTreeMap<String, HostEntry> =
+            others.iter().map(|(node, entry)| ((*node).to_owned(), entry.clone())).collect();
+        read.insert("docker02".into(), entry(false, "0.1.0"));
+        let at = |second| {
+            let now = start + Duration::from_secs(second);
+            table.update(&read, true, now, |record| record.node == "docker02" && reached(second));
+            table.usable().contains_key("docker02")
+        };
+        (0..seconds).map(at).collect()
+    }
+
+    #[test]
+    fn a_host_that_is_gone_stays_gone_while_its_record_does_not() {
+        let there = there(&[], 600, |_| false);
+        assert_eq!(there.iter().position(|it| !it), Some(60));
+        assert!(there[60..].iter().all(|it| !it), "it comes back by itself");
+    }
+
+    #[test]
+    fn a_host_without_a_lease_stays_while_it_answers_and_for_the_grace_after() {
+        let there = there(&[], 600, |second| second < 300);
+        assert_eq!(there.iter().position(|it| !it), Some(360));
+    }
+
+    #[test]
+    fn a_host_that_is_gone_is_back_when_it_answers() {
+        let there = there(&[], 600, |second| second == 300);
+        assert!(!there[299] && there[300] && there[359] && !there[361]);
+    }
+
+    #[test]
+    fn what_answers_at_the_address_of_another_host_is_that_host() {
+        let mut heir = entry(true, "0.1.0");
+        heir.record.node = "docker07".into();
+        let gone = there(&[("docker07", heir.clone())], 100, |_| true);
+        assert_eq!(gone.iter().position(|it| !it), Some(60));
+        heir.locked = false;
+        let both = there(&[("docker07", heir.clone())], 100, |_| true);
+        assert!(both.iter().all(|it| *it), "of two without a lease nobody knows");
+        heir.record.vtep = [192, 168, 1, 17].into();
+        heir.locked = true;
+        assert!(there(&[("docker07", heir)], 100, |_| true).iter().all(|it| *it), "elsewhere");
+    }
+
+    #[test]
+    fn a_deleted_record_is_an_order_whoever_answers() {
+        let mut table = HostTable::new(GRACE);
+        let start = Instant::now();
+        let here = BTreeMap::from([("docker02".to_string(), entry(true, "0.1.0"))]);
+        table.update(&here, true, start, |_| true);
+        for second in 1..=61 {
+            let now = start + Duration::from_secs(second);
+            table.update(&BTreeMap::new(), true, now, |_| true);
+        }
+        assert!(table.usable().is_empty());
     }
 }

@@ -78,6 +78,8 @@ numbered! {
         Arp = 3, "answer-arp";
         /// An ICMP echo request to the gateway.
         Echo = 4, "answer-echo";
+        /// A peer's probe of the path between the two hosts.
+        Probe = 8, "answer-probe";
     }
 }
 
@@ -181,6 +183,9 @@ numbered! {
         /// UDP between a sandbox's way out or published port and the port of VXLAN: it would leave in
         /// this host's name, and the other side would take it for VXLAN of this host.
         VxlanPort = 60, "vxlan-port";
+        /// VXLAN with the VNI of probes that is no question of the host that sent it: forged, or an
+        /// answer that did not go to the port of who asked.
+        NotAProbe = 61, "not-a-probe";
     }
 }
 
@@ -238,7 +243,7 @@ mod tests {
 
     #[test]
     fn codes_stay_in_their_ranges() {
-        assert!(Answer::ALL.iter().all(|it| (3..5).contains(&(*it as u8))));
+        assert!(Answer::ALL.iter().all(|it| (3..16).contains(&(*it as u8))));
         assert!(SlowReason::ALL.iter().all(|it| (16..24).contains(&(*it as u8))));
         assert!(KernelReason::ALL.iter().all(|it| (24..32).contains(&(*it as u8))));
         assert!(DropReason::ALL.iter().all(|it| (32..128).contains(&(*it as u8))));

@@ -30,6 +30,10 @@ pub const INNER_ETHERNET: usize = VXLAN + vxlan::LEN;
 /// Offset of the inner packet.
 pub const INNER_PACKET: usize = INNER_ETHERNET + ethernet::LEN;
 
+/// The VNI of probes, in which hosts ask one another whether VXLAN gets through. No network has it:
+/// ours begin above, and a record with it is not read.
+pub const PROBE_VNI: u32 = 4095;
+
 /// TTL of the outer header; the tunnel is one hop for the inner packet whatever it crosses.
 pub const TTL: u8 = 64;
 

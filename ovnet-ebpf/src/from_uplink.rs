@@ -21,8 +21,8 @@ use crate::{
     finish::PACKET_HOST,
     maps,
     parse::{Ethernet, Frame, Ipv4, is_tagged},
-    published,
-    trust::{self, Packet},
+    probe, published,
+    trust::{self, Accepted, Packet},
 };
 
 /// FIXED_GSO: the segments' size is that of the inner packet already. NO_CSUM_RESET: what the NIC
@@ -91,8 +91,10 @@ fn from_overlay(ctx: &TcContext, config: &HostConfig) -> Result<Verdict, DropRea
     let Some(frame) = pulled else {
         return Ok(Verdict::Pass);
     };
-    let Some(packet) = trust::accept(&frame, config)? else {
-        return Ok(Verdict::Pass);
+    let packet = match trust::accept(&frame, config)? {
+        Accepted::Nothing => return Ok(Verdict::Pass),
+        Accepted::Probe => return probe::answer(ctx),
+        Accepted::Packet(packet) => packet,
     };
     let Packet { eth, ip, endpoint, vni: _, outer_tos } = packet;
     // SAFETY: the context is the one the kernel gave us.

@@ -14,6 +14,16 @@ use crate::{
     parse::{Ethernet, Frame, Ipv4},
 };
 
+/// What a frame of the wire turned out to be.
+pub(crate) enum Accepted {
+    /// Not ours, or one only the kernel's path takes.
+    Nothing,
+    /// In the network of probes, from a known VTEP.
+    Probe,
+    /// For a container.
+    Packet(Packet),
+}
+
 /// A VXLAN packet of the wire that passed every check.
 pub(crate) struct Packet {
     /// The inner Ethernet header.
@@ -28,25 +38,32 @@ pub(crate) struct Packet {
     pub(crate) outer_tos: u8,
 }
 
-/// Makes all checks on a frame of the wire, of which the headers are readable. `None` is a frame
-/// that is not ours, or one only the kernel's path takes.
+/// Makes all checks on a frame of the wire, of which the headers are readable.
 #[inline(always)]
-pub(crate) fn accept(frame: &Frame, config: &HostConfig) -> Result<Option<Packet>, DropReason> {
+pub(crate) fn accept(frame: &Frame, config: &HostConfig) -> Result<Accepted, DropReason> {
     if frame.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes()) {
-        return Ok(None);
+        return Ok(Accepted::Nothing);
     }
     let Received { source, tos, vni } = match outer(frame, config)? {
-        Outer::NotOurs | Outer::Kernel => return Ok(None),
+        Outer::NotOurs | Outer::Kernel => return Ok(Accepted::Nothing),
         Outer::Vxlan(received) => received,
     };
+    if vni == vxlan::PROBE_VNI {
+        // No endpoint vouches for it, so the host itself is looked for.
+        return if maps::is_host(source) {
+            Ok(Accepted::Probe)
+        } else {
+            Err(DropReason::UnknownVtep)
+        };
+    }
     let (eth, ip) = match inner(frame, vxlan::INNER_ETHERNET)? {
         Inner::Ipv4(eth, ip) => (eth, ip),
         // The reply must be encapsulated, which a decapsulated packet cannot be here: the kernel's
         // device takes it both ways, and `from_overlay` answers.
-        Inner::Arp => return Ok(None),
+        Inner::Arp => return Ok(Accepted::Nothing),
     };
     let endpoint = local_endpoint(vni, source, ip.source, ip.destination)?;
-    Ok(Some(Packet { eth, ip, endpoint, vni, outer_tos: tos }))
+    Ok(Accepted::Packet(Packet { eth, ip, endpoint, vni, outer_tos: tos }))
 }
 
 /// What a frame from the wire is to us.

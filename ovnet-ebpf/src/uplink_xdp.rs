@@ -18,7 +18,7 @@ use crate::{
     parse::{Frame, Ipv4},
     published::{self, Outcome},
     translate,
-    trust::{self, Packet},
+    trust::{self, Accepted, Packet},
 };
 
 /// Decides about a frame the driver received.
@@ -40,11 +40,11 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
     if frame.read(ethernet::DESTINATION) != Some(config.uplink_mac) {
         return Ok(Verdict::Pass);
     }
-    let Some(packet) = trust::accept(&frame, config)? else {
-        return Ok(match config.published {
-            0 => Verdict::Pass,
-            _ => published_port(ctx.ctx).verdict(),
-        });
+    let packet = match trust::accept(&frame, config)? {
+        Accepted::Nothing if config.published != 0 => return Ok(published_port(ctx.ctx).verdict()),
+        // A probe of a known host is answered at TC.
+        Accepted::Nothing | Accepted::Probe => return Ok(Verdict::Pass),
+        Accepted::Packet(packet) => packet,
     };
     let Packet { eth, ip, endpoint, vni, outer_tos } = packet;
     if is_merged(&frame, vni) {

@@ -10,6 +10,7 @@ use ovnet_common::{
     abi::{Address as Mapped, EndpointKey, EndpointValue, Program, mapped},
     published::PublishedKey,
     verdict::Verdict,
+    vxlan::PROBE_VNI,
 };
 
 use crate::{
@@ -163,6 +164,9 @@ fn inwards(tables: &Tables, input: &Input, frame: &[u8], to: Redirection) -> Res
         ensure(word(packet, 12) == Some(0x0806), "an answer to what is no ARP")?;
         return owned(tables, network, vtep, sender);
     }
+    if input.program == Program::FromUplink && to.helper == Helper::Redirect {
+        return answered(tables, packet, frame, to);
+    }
     ensure(peer, "not into a sandbox")?;
     if tables.ports.get(&to.ifindex).is_some_and(|port| port.vni != 0) {
         ensure(input.vlan == 0, "out of a VLAN")?;
@@ -176,6 +180,21 @@ fn inwards(tables: &Tables, input: &Input, frame: &[u8], to: Redirection) -> Res
     }
     ensure(input.program != Program::FromOverlay, "out of the overlay into a gwbridge")?;
     published(tables, packet, frame, to.ifindex)
+}
+
+/// The answer to a probe: to a host that is known, no longer than what it asked, and no question.
+fn answered(tables: &Tables, packet: &[u8], frame: &[u8], to: Redirection) -> Result<(), String> {
+    ensure(to.ifindex == UPLINK && to.flags == 0, "an answer the wrong way")?;
+    ensure(is_vxlan(tables, packet) && vni(packet) == PROBE_VNI, "an answer to what is no probe")?;
+    let asker: Address = at(packet, 26).ok_or("cut off")?;
+    ensure(tables.hosts.contains_key(&mapped(asker)), "an answer to a stranger")?;
+    ensure(at(frame, 30) == Some(asker), "an answer to somebody else")?;
+    ensure(
+        mapped(at(frame, 26).unwrap_or_default()) == tables.config.vtep,
+        "another outer source",
+    )?;
+    ensure(frame.len() == packet.len(), "an answer of another length")?;
+    ensure(frame.get(84) == Some(&0), "an answer that is a question")
 }
 
 /// Into a sandbox of this network, to the endpoint with that address; but for MAC, TOS and what

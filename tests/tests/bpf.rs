@@ -17,6 +17,7 @@ mod bpf {
     mod from_overlay;
     mod full;
     mod pins;
+    mod probe;
     mod published;
     mod published_edges;
     mod published_rest;

@@ -172,6 +172,34 @@ pub struct HostView {
     pub state: String,
     /// Whether it is the host that answers.
     pub this: bool,
+    /// The way to it; absent for the host that answers, and for one that is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathView>,
+}
+
+/// Whether VXLAN gets through to a host and back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathView {
+    /// `reachable`; `narrow` where only short packets come back; `unreachable`; `unknown` before the
+    /// first answer.
+    pub path: String,
+    /// How long that has been so, in seconds.
+    pub seconds: u64,
+    /// How long the last answer took, in microseconds; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_us: Option<u64>,
+}
+
+/// A peer as `ovnet status` knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerView {
+    /// Name of the host.
+    pub node: String,
+    /// Its VTEP address.
+    pub vtep: Ipv4Addr,
+    /// The way to it.
+    #[serde(flatten)]
+    pub path: PathView,
 }
 
 /// `GET /v1/status`.
@@ -218,6 +246,12 @@ pub struct Status {
     /// Files of endpoints that could not be read when the agent started, and were set aside.
     #[serde(default)]
     pub state_files_set_aside: usize,
+    /// The hosts that are asked whether VXLAN gets through to them, by name.
+    #[serde(default)]
+    pub peers: Vec<PeerView>,
+    /// What somebody should look at and what the agent cannot mend; empty when there is nothing.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// The last reconciliation's errors; empty when all is as it should be.
     pub errors: Vec<String>,
 }

@@ -6,7 +6,7 @@ use ovnet_common::{abi::Program, verdict};
 
 use super::table::{Table, human_bytes, short};
 use crate::{
-    api::types::{CounterView, EndpointView, HostView, MonitorLine, MonitorView, Status},
+    api::types::{CounterView, EndpointView, HostView, MonitorLine, MonitorView, PathView, Status},
     consul::schema::{EndpointState, NetworkRecord},
     publish::PublishedPort,
 };
@@ -110,7 +110,7 @@ fn short_ports(ports: &[PublishedPort]) -> String {
 
 /// `ovnet host ls`. A star marks the host that answers, as Docker marks its own node.
 pub(super) fn hosts(hosts: &[HostView]) -> String {
-    let mut table = Table::new(["HOST", "VTEP", "PORT", "MTU", "STATE", "AGENT"]);
+    let mut table = Table::new(["HOST", "VTEP", "PORT", "MTU", "STATE", "PATH", "AGENT"]);
     for it in hosts {
         table.row([
             if it.this { format!("{} *", it.node) } else { it.node.clone() },
@@ -118,10 +118,21 @@ pub(super) fn hosts(hosts: &[HostView]) -> String {
             it.port.to_string(),
             it.mtu.to_string(),
             it.state.clone(),
+            it.path.as_ref().map_or("-".to_owned(), path),
             if it.agent.is_empty() { "-".to_owned() } else { it.agent.clone() },
         ]);
     }
     table.render()
+}
+
+/// The way to a host: `reachable in 0.12ms`, `unreachable for 37s`.
+fn path(path: &PathView) -> String {
+    let PathView { path, seconds, round_trip_us } = path;
+    match (path.as_str(), round_trip_us) {
+        ("unknown", _) => "-".to_owned(),
+        ("reachable", Some(us)) => format!("reachable in {}.{:02}ms", us / 1000, us % 1000 / 10),
+        _ => format!("{path} for {seconds}s"),
+    }
 }
 
 /// `ovnet counters`: by program and then by number, as the verdicts are numbered.
@@ -161,8 +172,12 @@ pub(super) fn status(status: &Status) -> String {
         repairs,
         unreadable_records,
         state_files_set_aside,
+        peers,
+        warnings,
         errors,
     } = status;
+    let reached = peers.iter().filter(|it| it.path.path == "reachable").count();
+    let asked = peers.len();
     let vtep = vtep.map_or("none".to_owned(), |vtep| vtep.to_string());
     let mut text = format!(
         "Host: {node}\n\
@@ -177,14 +192,17 @@ pub(super) fn status(status: &Status) -> String {
          Published ports: {published_ports} (flow entries {flow_entries} of {flow_capacity})\n\
          Repairs: {repairs}\n\
          Unreadable records: {unreadable_records}\n\
-         State files set aside: {state_files_set_aside}\n"
+         State files set aside: {state_files_set_aside}\n\
+         Peers: {reached} of {asked} reachable\n"
     );
-    if errors.is_empty() {
-        text.push_str("Errors: none\n");
-    } else {
-        text.push_str("Errors:\n");
-        for error in errors {
-            text.push_str(&format!(" {error}\n"));
+    for (title, lines) in [("Warnings", warnings), ("Errors", errors)] {
+        if lines.is_empty() {
+            text.push_str(&format!("{title}: none\n"));
+        } else {
+            text.push_str(&format!("{title}:\n"));
+        }
+        for line in lines {
+            text.push_str(&format!(" {line}\n"));
         }
     }
     text

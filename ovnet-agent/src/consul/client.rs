@@ -25,6 +25,7 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore, watch};
 
 use super::{
     connect::{build_http, parse_address},
+    health::{self, Health},
     schema::check_name,
     transaction::{Conflict, Operation, Transaction, TransactionAnswer},
     watch::Snapshot,
@@ -53,6 +54,7 @@ struct Inner {
     claims: Mutex<()>,
     /// What the watcher has read, once there is one.
     known: OnceLock<watch::Receiver<Arc<Snapshot>>>,
+    health: health::Counters,
     described: String,
     /// Ends in a slash.
     prefix: String,
@@ -104,6 +106,7 @@ impl Consul {
             requests: Semaphore::new(MAX_REQUESTS),
             claims: Mutex::new(()),
             known: OnceLock::new(),
+            health: health::Counters::default(),
             described,
             prefix,
             node: node.to_owned(),
@@ -129,6 +132,11 @@ impl Consul {
     /// Consul's address for messages, without credentials.
     pub fn describe(&self) -> &str {
         &self.inner.described
+    }
+
+    /// How Consul has answered so far.
+    pub fn health(&self) -> Health {
+        self.inner.health.read()
     }
 
     /// This host's name.
@@ -197,7 +205,7 @@ impl Consul {
         let request = self.folder_request(folder, Some(Blocking { index, wait }));
         let client = self.client();
         let request = self.unless_cut(api::exec_with_result(&*client, request));
-        let answer = bounded(limit, request).await;
+        let answer = self.counted(bounded(limit, request).await);
         self.listing(answer)
     }
 
@@ -294,12 +302,25 @@ impl Consul {
         request: impl Future<Output = std::result::Result<T, ClientError>>,
     ) -> std::result::Result<T, Failure> {
         // Waiting for one's turn counts: a Consul that hangs makes everybody fail in time.
-        bounded(REQUEST_TIMEOUT, async {
+        let answer = bounded(REQUEST_TIMEOUT, async {
             // Acquiring fails only on a closed semaphore, and nobody closes it.
             let _turn = self.inner.requests.acquire().await.ok();
             self.unless_cut(request).await
         })
-        .await
+        .await;
+        self.counted(answer)
+    }
+
+    fn counted<T>(
+        &self,
+        answer: std::result::Result<T, Failure>,
+    ) -> std::result::Result<T, Failure> {
+        self.inner.health.count(match &answer {
+            Ok(_) => Some(200),
+            Err(Failure::Answered { code, .. }) => Some(*code),
+            Err(Failure::Unreached(_)) => None,
+        });
+        answer
     }
 
     /// The request's outcome, or an error as soon as [`Self::reconnect`] cuts it off.

@@ -16,6 +16,7 @@ pub mod claims;
 pub mod client;
 mod connect;
 mod folder;
+mod health;
 pub mod lease;
 mod memory;
 pub mod networks;
@@ -27,6 +28,7 @@ pub mod watch;
 
 pub use claims::Claim;
 pub use client::Consul;
+pub use health::Health;
 pub use lease::{Announced, Lease};
 pub use networks::Pool;
 pub use pending::Publish;

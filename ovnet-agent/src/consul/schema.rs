@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ipnet::Ipv4Net;
+use ovnet_common::vxlan::PROBE_VNI;
 use serde::{Deserialize, Serialize};
 
 /// Version of the records this agent writes, their field `v`.
@@ -152,7 +153,7 @@ impl NetworkRecord {
         check_name("network name", &record.name)?;
         ensure!(record.name == name, "its name {:?} is not the {name:?} of its key", record.name);
         check_name("network id", &record.id)?;
-        ensure!((1..=LAST_VNI).contains(&record.vni), "its vni {} is not of 24 bits", record.vni);
+        check_vni(record.vni)?;
         check_network(&record)?;
         Ok(record)
     }
@@ -163,7 +164,7 @@ impl PendingRecord {
     pub fn parse(id: &str, value: &[u8]) -> Result<Self> {
         let record: Self = parse_json(value)?;
         ensure!(record.id == id, "its id {:?} is not the {id:?} of its key", record.id);
-        ensure!((1..=LAST_VNI).contains(&record.vni), "its vni {} is not of 24 bits", record.vni);
+        check_vni(record.vni)?;
         check_subnet(record.subnet)?;
         Ok(record)
     }
@@ -185,6 +186,12 @@ impl EndpointRecord {
         parse_mac(&record.mac)?;
         Ok(record)
     }
+}
+
+fn check_vni(vni: u32) -> Result<()> {
+    ensure!((1..=LAST_VNI).contains(&vni), "its vni {vni} is not of 24 bits");
+    ensure!(vni != PROBE_VNI, "its vni {vni} is that of the hosts' probes");
+    Ok(())
 }
 
 /// Checks the parts of a network against each other: what a record by hand, and what a user

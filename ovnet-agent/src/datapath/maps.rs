@@ -12,10 +12,11 @@ use aya::{
 };
 use ovnet_common::{
     abi::{
-        Address, Counter, EndpointKey, EndpointValue, HostConfig, HostValue, NetworkValue,
-        PortCounters, PortValue, Program, counter_index, map,
+        Address, Counter, EndpointKey, EndpointValue, HostConfig, HostValue, MAX_ENDPOINTS,
+        MAX_HOSTS, MAX_NETWORKS, MAX_PORTS, NetworkValue, PortCounters, PortValue, Program,
+        counter_index, map,
     },
-    published::{PublishedKey, PublishedValue},
+    published::{MAX_PUBLISHED, PublishedKey, PublishedValue},
 };
 
 /// The content of every table the agent writes: as it is, or as it should be.
@@ -33,6 +34,21 @@ pub struct Tables {
     pub ports: BTreeMap<u32, PortValue>,
     /// What ports of this host lead to.
     pub published: BTreeMap<PublishedKey, PublishedValue>,
+}
+
+impl Tables {
+    /// Entries of each table, with its name and how many fit.
+    pub fn fill(&self) -> [(&'static str, u64, u64); 5] {
+        let Self { config: _, hosts, networks, endpoints, ports, published } = self;
+        [
+            (map::HOSTS, hosts.len(), MAX_HOSTS),
+            (map::NETWORKS, networks.len(), MAX_NETWORKS),
+            (map::ENDPOINTS, endpoints.len(), MAX_ENDPOINTS),
+            (map::PORTS, ports.len(), MAX_PORTS),
+            (map::PUBLISHED, published.len(), MAX_PUBLISHED),
+        ]
+        .map(|(name, entries, fit)| (name, u64::try_from(entries).unwrap_or(u64::MAX), fit.into()))
+    }
 }
 
 /// The open maps.

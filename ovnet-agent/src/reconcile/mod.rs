@@ -27,13 +27,15 @@ use worker::Ports;
 pub use worker::{Worker, host_record};
 
 use crate::{
-    api::types::{CounterView, Status},
+    api::types::{CounterView, PeerView, Status},
     config::Xdp,
-    consul::{Consul, Snapshot},
-    datapath::{Datapath, TcMode},
+    consul::{Consul, Health, Snapshot},
+    datapath::{Datapath, Tables, TcMode},
     net::{Net, SandboxOffloads, Uplink},
+    peers::{self, Peers, State},
     publish::{PublishedPort, reserve::Reservations},
     repairs::Repairs,
+    service::views::path_view,
     state::{LocalEndpoint, StateFolder},
 };
 
@@ -105,6 +107,7 @@ struct Shared {
     view: Mutex<View>,
     events: broadcast::Sender<DropEvent>,
     flows: Arc<flows::Flows>,
+    peers: Peers,
 }
 
 /// The loop's view of this host after its last pass.
@@ -116,6 +119,7 @@ struct View {
     xdp_note: String,
     offloads: SandboxOffloads,
     repairs: Repairs,
+    activity: Activity,
     errors: Vec<String>,
     /// State files of endpoints that could not be read when the agent started.
     set_aside: usize,
@@ -123,6 +127,28 @@ struct View {
     held: BTreeSet<String>,
     /// What stands in the way elsewhere than in the loop.
     notes: BTreeSet<String>,
+}
+
+/// What the loop has done so far, and what it keeps in the tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Passes that came to their end.
+    pub passes: u64,
+    /// Passes that did not, because looking failed.
+    pub failed_passes: u64,
+    /// Steps that failed and were left to the next pass.
+    pub failed_steps: u64,
+    /// Entries of each table the agent writes, with its capacity.
+    pub tables: [(&'static str, u64, u64); 5],
+}
+
+impl Activity {
+    /// Counts a pass that came to its end, with steps that failed.
+    fn count(&mut self, failed: usize, tables: &Tables) {
+        self.passes += 1;
+        self.failed_steps += u64::try_from(failed).unwrap_or(u64::MAX);
+        self.tables = tables.fill();
+    }
 }
 
 impl Reconciler {
@@ -162,6 +188,7 @@ impl Reconciler {
             xdp_note: "off".into(),
             offloads: xdp::WITHOUT_XDP,
             repairs: Repairs::default(),
+            activity: Activity::default(),
             errors: Vec::new(),
             set_aside,
             held: BTreeSet::new(),
@@ -175,6 +202,7 @@ impl Reconciler {
             view: Mutex::new(view),
             events,
             flows,
+            peers: Peers::default(),
         });
         let worker = Worker::new(
             Arc::clone(&shared),
@@ -217,6 +245,21 @@ impl Reconciler {
     /// Names of the hosts that count as there, this one included; `None` until they were read.
     pub fn usable_hosts(&self) -> Option<Arc<BTreeSet<String>>> {
         self.shared.view().usable_hosts.clone()
+    }
+
+    /// What is known of the ways to the other hosts.
+    pub fn peers(&self) -> Peers {
+        self.shared.peers.clone()
+    }
+
+    /// What the loop has done so far.
+    pub fn activity(&self) -> Activity {
+        self.shared.view().activity
+    }
+
+    /// How Consul has answered so far.
+    pub fn consul_health(&self) -> Health {
+        self.shared.consul.health()
     }
 
     /// The uplink as last seen.
@@ -273,6 +316,20 @@ impl Reconciler {
             TcMode::Clsact => "clsact",
         };
         let uplink = view.uplink;
+        let known = self.shared.peers.known();
+        let trouble =
+            known.iter().filter(|(_, it)| matches!(it.state, State::Narrow | State::Unreachable));
+        let warnings = trouble
+            .map(|(node, it)| {
+                let why = peers::warning(node, it.vtep, it.mtu, it.state);
+                format!("{why} (for {} s)", it.lasting.as_secs())
+            })
+            .collect();
+        let peers = known.into_iter().map(|(node, it)| PeerView {
+            node,
+            vtep: it.vtep,
+            path: path_view(&it),
+        });
         Status {
             node: self.shared.options.node.clone(),
             agent: env!("CARGO_PKG_VERSION").into(),
@@ -292,6 +349,8 @@ impl Reconciler {
             repairs: view.repairs,
             unreadable_records: snapshot.unreadable,
             state_files_set_aside: view.set_aside,
+            peers: peers.collect(),
+            warnings,
             errors: view.errors.into_iter().chain(view.notes).collect(),
         }
     }

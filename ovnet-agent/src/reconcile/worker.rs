@@ -203,7 +203,9 @@ impl Worker {
                 for (_, reply) in added {
                     answer(reply, Err(anyhow!("{line}")));
                 }
-                self.shared.view().errors = vec![line];
+                let mut view = self.shared.view();
+                view.errors = vec![line];
+                view.activity.failed_passes += 1;
             }
         }
         for (id, endpoint, reply) in removed {
@@ -273,7 +275,8 @@ impl Worker {
             // A Consul that hangs answers nothing for a while before the watch says so; the lease,
             // whose renewals are short, knows earlier.
             let connected = snapshot.consul_state == "connected" && lease.problem().is_none();
-            self.hosts.update(hosts, connected, Instant::now());
+            let peers = &self.shared.peers;
+            self.hosts.update(hosts, connected, Instant::now(), |host| peers.reaches(host));
         }
         self.follow_vtep(&snapshot, lease, repair);
         let usable = snapshot.hosts.is_some().then(|| self.hosts.usable());
@@ -311,6 +314,7 @@ impl Worker {
         view.uplink = self.uplink.clone();
         view.xdp_note = xdp_note;
         view.offloads = offloads;
+        view.activity.count(failures.len(), &self.tables);
         // What the first pass finds otherwise is what it is there for.
         let Findings { mut notes, repairs } = seen;
         if self.settled {

@@ -21,6 +21,7 @@ use crate::{
     api::types::{CounterView, Status},
     consul::schema::{EndpointRecord, NetworkRecord, PendingRecord},
     net::LooseVeth,
+    peers::{self, Known},
     publish::{PublishedPort, reserve::Owner, spec::PortRequest},
     reconcile::Description,
     state::{GatewayPort, LocalEndpoint},
@@ -354,8 +355,21 @@ impl Wiring for Fake {
             repairs: crate::repairs::Repairs::default(),
             unreadable_records: 0,
             state_files_set_aside: 0,
+            peers: vec![],
+            warnings: vec![],
             errors: vec![],
         }
+    }
+
+    fn peers(&self) -> BTreeMap<String, Known> {
+        let known = Known {
+            vtep: [192, 168, 1, 12].into(),
+            mtu: 1500,
+            state: peers::State::Unreachable,
+            lasting: Duration::from_secs(37),
+            round_trip: None,
+        };
+        BTreeMap::from([("docker02".to_owned(), known)])
     }
 
     fn counters(&self) -> Result<Vec<CounterView>> {

@@ -16,7 +16,7 @@ pub mod real;
 mod release;
 mod sandbox;
 mod validate;
-mod views;
+pub(crate) mod views;
 
 use std::{
     collections::BTreeMap,
@@ -39,6 +39,7 @@ use crate::{
         schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
     },
     net::LooseVeth,
+    peers::Known,
     publish::{PublishedPort, reserve::Owner, spec::PortRequest},
     reconcile::Description,
     state::{GatewayPort, LocalEndpoint},
@@ -198,6 +199,8 @@ pub trait Wiring: Send + Sync + 'static {
     fn remove_local(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
     /// What `ovnet status` shows.
     fn status(&self) -> Status;
+    /// The hosts that are asked whether VXLAN gets through to them, by name.
+    fn peers(&self) -> BTreeMap<String, Known>;
     /// What `ovnet counters` shows, zeroes included.
     fn counters(&self) -> Result<Vec<CounterView>>;
     /// Packets and bytes of an endpoint.

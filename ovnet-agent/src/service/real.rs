@@ -1,6 +1,7 @@
 //! The traits of the service on Consul and this host's kernel.
 
 use std::{
+    collections::BTreeMap,
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
@@ -19,6 +20,7 @@ use crate::{
         schema::{EndpointRecord, HostRecord, NetworkRecord, PendingRecord},
     },
     net::{self, GatewaySpec, LooseVeth, Net, VethSpec},
+    peers::Known,
     publish::{
         PublishedPort,
         reserve::{Owner, Reservations},
@@ -274,6 +276,10 @@ impl Wiring for HostWiring {
 
     fn status(&self) -> Status {
         self.reconciler.status()
+    }
+
+    fn peers(&self) -> BTreeMap<String, Known> {
+        self.reconciler.peers().known()
     }
 
     fn counters(&self) -> Result<Vec<CounterView>> {

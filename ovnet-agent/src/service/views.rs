@@ -7,7 +7,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::{Records, Service, Wiring, publish};
 use crate::{
-    api::types::{EndpointView, GatewayView, HostView, LocalView},
+    api::types::{EndpointView, GatewayView, HostView, LocalView, PathView},
+    peers::Known,
     state::LocalEndpoint,
 };
 
@@ -60,6 +61,7 @@ impl<R: Records, W: Wiring> Service<R, W> {
 
     /// All hosts, by name.
     pub async fn hosts(&self) -> Result<Vec<HostView>> {
+        let peers = self.wiring().peers();
         let mut hosts: Vec<_> = self
             .records()
             .hosts()
@@ -68,7 +70,10 @@ impl<R: Records, W: Wiring> Service<R, W> {
             .map(|(record, locked)| {
                 // Announced by hand it has no lease to lose, see `hosts.rs`.
                 let by_hand = record.agent.is_empty();
+                // One that is asked at another address by now is not known yet.
+                let known = peers.get(&record.node).filter(|it| it.vtep == record.vtep);
                 HostView {
+                    path: known.map(path_view),
                     this: record.node == self.shared.node,
                     node: record.node,
                     vtep: record.vtep,
@@ -114,6 +119,16 @@ impl<R: Records, W: Wiring> Service<R, W> {
     }
 }
 
+/// What is known of the way to a peer, for people.
+pub(crate) fn path_view(known: &Known) -> PathView {
+    let Known { vtep: _, mtu: _, state, lasting, round_trip } = known;
+    PathView {
+        path: state.name().to_owned(),
+        seconds: lasting.as_secs(),
+        round_trip_us: round_trip.map(|it| u64::try_from(it.as_micros()).unwrap_or(u64::MAX)),
+    }
+}
+
 fn sort(views: &mut [EndpointView]) {
     views.sort_by(|a, b| (&a.network, a.record.address).cmp(&(&b.network, b.record.address)));
 }
@@ -146,5 +161,7 @@ mod tests {
         let shown: Vec<_> =
             hosts.iter().map(|it| (it.node.as_str(), it.state.as_str(), it.this)).collect();
         assert_eq!(shown, [("docker01", "up", true), ("docker02", "lost", false)]);
+        let path = hosts[1].path.as_ref().map(|it| (it.path.as_str(), it.seconds));
+        assert_eq!((&hosts[0].path, path), (&None, Some(("unreachable", 37))));
     }
 }

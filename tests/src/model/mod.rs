@@ -12,6 +12,7 @@ use ovnet_agent::datapath::Tables;
 use ovnet_common::{
     abi::{EndpointKey, EndpointValue, NetworkValue, Program, mapped},
     verdict::{Answer, DropReason as Drop, SlowReason as Slow, Verdict},
+    vxlan::PROBE_VNI,
 };
 
 pub use self::flows::{Chosen, Flows};
@@ -249,6 +250,16 @@ fn from_wire(tables: &Tables, frame: &mut Vec<u8>, hook: Hook) -> Result<Verdict
         return Err(Drop::VxlanFlags);
     }
     let vni = u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]);
+    if vni == PROBE_VNI {
+        if !tables.hosts.contains_key(&mapped(address(12))) {
+            return Err(Drop::UnknownVtep);
+        }
+        return match hook {
+            Hook::Xdp => Ok(Verdict::Pass),
+            Hook::Tc { gso: true } => Err(Drop::NotAProbe),
+            Hook::Tc { gso: false } => probe(frame),
+        };
+    }
     let inner = frame.get(OUTER..).unwrap_or(&[]).to_vec();
     let ip = match word(&inner, 12).ok_or(Drop::Truncated)? {
         0x0806 => return Ok(Verdict::Pass),
@@ -274,6 +285,33 @@ fn from_wire(tables: &Tables, frame: &mut Vec<u8>, hook: Hook) -> Result<Verdict
         set_tos(frame, ip.tos & !3 | ecn);
     }
     Ok(Verdict::Deliver(to.ifindex))
+}
+
+/// A question of a peer becomes its own answer.
+fn probe(frame: &mut [u8]) -> Result<Verdict, Drop> {
+    if frame.len() < 92 {
+        return Err(Drop::Truncated);
+    }
+    let is_question = word(frame, 62) == Some(0x0800)
+        && frame[64] == 0x45
+        && word(frame, 70).is_some_and(|fragment| fragment & 0x3fff == 0)
+        && (frame[73], frame[84]) == (1, 8)
+        && frame[76..84] == frame[26..34];
+    if !is_question {
+        return Err(Drop::NotAProbe);
+    }
+    for (first, second, length) in [(0, 6, 6), (26, 30, 4), (34, 36, 2), (50, 56, 6), (76, 80, 4)] {
+        for at in 0..length {
+            frame.swap(first + at, second + at);
+        }
+    }
+    let lived = [frame[22], frame[23]];
+    frame[22] = 64;
+    adjust(frame, 24, lived, [64, lived[1]]);
+    let asked = [frame[84], frame[85]];
+    frame[84] = 0;
+    adjust(frame, 86, asked, [0, asked[1]]);
+    Ok(Verdict::Answer(Answer::Probe, UPLINK))
 }
 
 fn from_overlay(tables: &Tables, input: &Input, frame: &mut [u8]) -> Result<Verdict, Drop> {

@@ -72,6 +72,7 @@ pub(super) fn possible(program: Program) -> Vec<u8> {
             EcnInvalid,
             DecapFailed,
             VxlanPort,
+            NotAProbe,
         ],
         Program::FromOverlay => &[
             Truncated,
@@ -118,7 +119,8 @@ pub(super) fn possible(program: Program) -> Vec<u8> {
             use KernelReason::*;
             let kernel = [NoFlow, ConntrackFull, Fragment, TimeExceeded, PortsClash, Martian]
                 .map(|it| it as u8);
-            let more = [deliver, Verdict::Pass.code(), Verdict::Publish(0).code()];
+            let more =
+                [deliver, Verdict::Pass.code(), Verdict::Publish(0).code(), Answer::Probe as u8];
             kernel.into_iter().chain(more).collect()
         }
         Program::UplinkXdp => {

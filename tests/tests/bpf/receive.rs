@@ -23,6 +23,7 @@ pub(crate) fn fixtures() -> Vec<Fixture> {
         all.extend(passes(program));
         all.extend(cut_off(program));
         all.extend(congestion(program));
+        all.extend(super::probe::fixtures(program));
     }
     all.extend(only_uplink());
     all.extend(only_xdp());

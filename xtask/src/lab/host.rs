@@ -110,6 +110,11 @@ impl Starting {
         Ok(Host { name: self.name.clone(), address: self.address, holder })
     }
 
+    /// Whether it is the host of this name.
+    pub(super) fn is_of(&self, name: &str) -> bool {
+        self.name == name
+    }
+
     pub(super) fn is_alive(&self) -> bool {
         self.parent.is_alive()
     }

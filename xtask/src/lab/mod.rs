@@ -62,7 +62,7 @@ pub struct Lab {
     folder: PathBuf,
     state: Mutex<State>,
     /// Open as long as this process lives: hosts bound to it end when it is closed.
-    lifelines: Vec<ChildStdin>,
+    lifelines: Mutex<Vec<ChildStdin>>,
 }
 
 /// What another process must know to use a lab or to remove it.
@@ -99,7 +99,7 @@ impl Lab {
             agents: BTreeMap::new(),
             dockers: BTreeMap::new(),
         };
-        let mut lab = Self { folder, state: Mutex::new(state), lifelines: Vec::new() };
+        let lab = Self { folder, state: Mutex::new(state), lifelines: Mutex::default() };
         match lab.build() {
             Ok(()) => Ok(lab),
             Err(error) => match lab.remove() {
@@ -118,7 +118,7 @@ impl Lab {
         let state = read(&folder)?
             .filter(State::is_alive)
             .context("the lab is not up: `cargo xtask lab up` makes it")?;
-        Ok(Self { folder, state: Mutex::new(state), lifelines: Vec::new() })
+        Ok(Self { folder, state: Mutex::new(state), lifelines: Mutex::default() })
     }
 
     /// Removes the lab and everything in it.
@@ -136,7 +136,7 @@ impl Lab {
     pub fn remove_prefix(prefix: &str) -> Result<bool> {
         let folder = Path::new(RECORDS).join(prefix);
         let Some(state) = read(&folder)? else { return Ok(false) };
-        Self { folder, state: Mutex::new(state), lifelines: Vec::new() }.remove()?;
+        Self { folder, state: Mutex::new(state), lifelines: Mutex::default() }.remove()?;
         Ok(true)
     }
 
@@ -177,7 +177,49 @@ impl Lab {
         &self.folder
     }
 
-    fn build(&mut self) -> Result<()> {
+    /// Kills a host of the cluster with everything that runs and is kept in it, as when a machine
+    /// burns down. It stays in the lab's list.
+    ///
+    /// # Errors
+    /// There is no such host, or it does not end.
+    pub fn kill_host(&self, name: &str) -> Result<()> {
+        let started = self.state().started.iter().find(|it| it.is_of(name)).cloned();
+        let started = started.with_context(|| format!("no host {name} in the lab"))?;
+        started.kill()?;
+        started.ended()?;
+        self.state().agents.remove(name);
+        self.record()
+    }
+
+    /// Puts an empty host, with this address, in the place of one that was killed. Its agent is not
+    /// started.
+    ///
+    /// # Errors
+    /// It cannot be made, or the one before still runs.
+    pub fn replace_host(&self, name: &str, address: Ipv4Addr) -> Result<()> {
+        let options = self.options();
+        if self.host(name)?.holder.is_alive() {
+            bail!("host {name} runs: kill it first");
+        }
+        let bound = options.life == Life::Bound;
+        let (starting, lifeline) =
+            Starting::new(name, Some(address), &self.folder.join(name), bound)?;
+        self.lifelines.lock().unwrap_or_else(PoisonError::into_inner).extend(lifeline);
+        {
+            let mut state = self.state();
+            state.started.retain(|it| !it.is_of(name));
+            state.started.push(starting.clone());
+        }
+        self.record()?;
+        let host = starting.ready()?;
+        for place in self.state().hosts.iter_mut().filter(|it| it.name == name) {
+            place.clone_from(&host);
+        }
+        self.record()?;
+        wire::plug(&self.host("switch")?, &[&host], &options)
+    }
+
+    fn build(&self) -> Result<()> {
         let options = self.options();
         self.record()?;
         if options.docker {
@@ -191,7 +233,7 @@ impl Lab {
             let bound = options.life == Life::Bound;
             let (starting, lifeline) =
                 Starting::new(&name, address, &self.folder.join(&name), bound)?;
-            self.lifelines.extend(lifeline);
+            self.lifelines.lock().unwrap_or_else(PoisonError::into_inner).extend(lifeline);
             self.state().started.push(starting);
         }
         self.record()?;

@@ -174,7 +174,7 @@ fn a_lab_bound_to_a_process_ends_with_it() {
     let options = lab.options();
     let holders: Vec<Process> = lab.state().hosts.iter().map(|host| host.holder).collect();
     // What the kernel does when the process is killed.
-    lab.lifelines.clear();
+    lab.lifelines.get_mut().unwrap().clear();
     let ended = || Ok((!holders.iter().any(Process::is_alive)).then_some(()));
     super::wait_until(Duration::from_secs(10), || "the hosts to end".into(), ended).unwrap();
     // The folder that such a process leaves is no obstacle for the next.

@@ -26,13 +26,21 @@ pub enum Wire {
 /// The name of the hosts' interface.
 pub const UPLINK: &str = "ens33";
 
-/// Connects hosts to the switch.
+/// Makes the switch and connects hosts to it.
 pub(super) fn connect(switch: &Host, hosts: &[&Host], options: &Options) -> Result<()> {
-    let Options { mtu, wire, .. } = *options;
-    let mut plugs = format!(
+    let bridge = format!(
         "link add name br0 type bridge stp_state 0 mcast_snooping 0 forward_delay 0\n\
-         link set dev br0 mtu {mtu} up\n"
+         link set dev br0 mtu {} up\n",
+        options.mtu
     );
+    batch(switch, &bridge).context("make the switch")?;
+    plug(switch, hosts, options)
+}
+
+/// Connects hosts to the switch.
+pub(super) fn plug(switch: &Host, hosts: &[&Host], options: &Options) -> Result<()> {
+    let Options { mtu, wire, .. } = *options;
+    let mut plugs = String::new();
     for host in hosts {
         let mac = mac(host.address.unwrap_or(Ipv4Addr::UNSPECIFIED));
         let (port, pid) = (&host.name, host.holder.pid);

@@ -103,12 +103,21 @@ fn hosts_are_listed() {
         agent: agent.into(),
         state: state.into(),
         this,
+        path: None,
     };
+    let reached = |path: &str, round_trip_us| {
+        Some(PathView { path: path.into(), seconds: 37, round_trip_us })
+    };
+    let (mut near, mut far) =
+        (host("near", "lost", "0.1.0", false), host("far", "up", "0.1.0", false));
+    (near.path, far.path) = (reached("reachable", Some(12_345)), reached("unreachable", None));
     assert_eq!(
-        hosts(&[host("docker01", "up", "0.1.0", true), host("byhand", "lost", "", false)]),
-        "HOST         VTEP           PORT      MTU       STATE     AGENT\n\
-         docker01 *   192.168.1.11   4789      1500      up        0.1.0\n\
-         byhand       192.168.1.11   4789      1500      lost      -\n"
+        hosts(&[host("docker01", "up", "0.1.0", true), host("byhand", "up", "", false), near, far]),
+        "HOST         VTEP           PORT      MTU       STATE     PATH                   AGENT\n\
+         docker01 *   192.168.1.11   4789      1500      up        -                      0.1.0\n\
+         byhand       192.168.1.11   4789      1500      up        -                      -\n\
+         near         192.168.1.11   4789      1500      lost      reachable in 12.34ms   0.1.0\n\
+         far          192.168.1.11   4789      1500      up        unreachable for 37s    0.1.0\n"
     );
 }
 
@@ -160,6 +169,8 @@ fn the_status_is_told() {
         repairs: serde_json::from_str(r#"{"map-entry":3,"rules":1}"#).unwrap(),
         unreadable_records: 0,
         state_files_set_aside: 0,
+        peers: vec![],
+        warnings: vec![],
         errors: vec![],
     };
     assert_eq!(
@@ -177,12 +188,16 @@ fn the_status_is_told() {
          Repairs: 4 (map-entry 3, rules 1)\n\
          Unreadable records: 0\n\
          State files set aside: 0\n\
+         Peers: 0 of 0 reachable\n\
+         Warnings: none\n\
          Errors: none\n"
     );
     it.vtep = None;
+    it.warnings = vec!["host docker02 does not answer".into()];
     it.errors = vec!["endpoint 10.0.0.2: its veth is gone".into()];
     let text = status(&it);
     assert!(text.contains("(VTEP none, MTU 1500)"), "{text}");
+    assert!(text.contains("\nWarnings:\n host docker02 does not answer\n"), "{text}");
     assert!(text.ends_with("Errors:\n endpoint 10.0.0.2: its veth is gone\n"), "{text}");
 }
 
