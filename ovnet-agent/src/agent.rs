@@ -20,7 +20,7 @@ use crate::{
     check::{self, CheckInput},
     cleanup,
     config::{Arguments, Cleanup, Command, Config, Egress, PortsPath},
-    consul::{Announced, Consul, Lease, Pool, Watcher},
+    consul::{Announced, Lease, Pool, Watcher},
     datapath::{self, Datapath, LoadOptions},
     dns,
     docker::{self, daemon::DockerChoice, plugin::PluginSocket},
@@ -62,7 +62,7 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
     }
     check::require_kernel()?;
     let node = config.names.node()?;
-    let consul = Consul::new(&config.consul, &config.names.prefix, &node)?;
+    let consul = config.names.connect(&config.consul)?;
     let net = Net::open()?;
     // Looked at before anything is made: wrong input changes nothing.
     let uplink = net.uplink(&config.advertise).await?;
@@ -242,7 +242,7 @@ fn only_agent() -> Result<UnixListener> {
 
 /// `ovnet-agent check`.
 async fn check(config: &Config) -> Result<bool> {
-    let consul = Consul::new(&config.consul, &config.names.prefix, &config.names.node()?)?;
+    let consul = config.names.connect(&config.consul)?;
     let input = CheckInput {
         consul: consul.describe().to_owned(),
         advertise: config.advertise.clone(),
@@ -271,7 +271,7 @@ async fn clean_up(options: Cleanup) -> Result<()> {
     let mut out = std::io::stdout();
     match consul {
         Some(address) => {
-            let consul = Consul::new(&address, &names.prefix, &node)?;
+            let consul = names.connect(&address)?;
             let pool = Pool { subnet: "10.0.0.0/8".parse()?, size: 24 };
             let records = ConsulRecords { consul: consul.clone(), pool };
             let host = || consul.remove_host();

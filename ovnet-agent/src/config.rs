@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use ovnet_common::abi::map;
 
 use crate::{
+    consul::Consul,
     datapath::{Abi, DatapathLog},
     docker::daemon::DockerChoice,
 };
@@ -178,6 +179,10 @@ pub struct ConsulArguments {
     /// Where the records are in Consul
     #[arg(long, value_name = "PREFIX", default_value = "ovnet/v1")]
     pub prefix: String,
+    /// File with the ACL token for Consul; one that is replaced is read again [default: that of
+    /// CONSUL_HTTP_TOKEN_FILE]
+    #[arg(long, value_name = "PATH")]
+    pub consul_token_file: Option<PathBuf>,
 }
 
 /// Where this host keeps its part.
@@ -319,6 +324,12 @@ pub struct DockerSetup {
 }
 
 impl ConsulArguments {
+    /// The client for a Consul at this address.
+    pub fn connect(&self, address: &str) -> anyhow::Result<Consul> {
+        let file = self.consul_token_file.as_deref();
+        Consul::with_token_file(address, &self.prefix, &self.node()?, file)
+    }
+
     /// `--node`, or the host's name.
     pub fn node(&self) -> anyhow::Result<String> {
         use anyhow::Context as _;

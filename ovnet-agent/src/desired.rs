@@ -2,6 +2,7 @@
 
 mod held;
 mod ports;
+mod seniority;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,9 +20,12 @@ use ovnet_common::{
 pub use self::{
     held::Held,
     ports::{GatewayLink, PortInputs},
+    seniority::Seniority,
 };
 use crate::{
-    consul::schema::{EndpointRecord, EndpointState, HostRecord, NetworkRecord, mac_of, parse_mac},
+    consul::schema::{
+        EndpointRecord, EndpointState, HostRecord, NetworkRecord, is_host_of, mac_of, parse_mac,
+    },
     datapath::{Attachment, Tables, XdpMode},
     state::LocalEndpoint,
 };
@@ -43,6 +47,10 @@ pub struct Inputs {
     pub xdp: Option<XdpMode>,
     /// Hosts that count as there; `None` until Consul said so once.
     pub hosts: Option<BTreeMap<String, HostRecord>>,
+    /// Those hosts in the order in which they came to have their VTEP addresses; see [`Seniority`].
+    pub seniority: Vec<String>,
+    /// All networks by name, as far as they were read.
+    pub networks: BTreeMap<String, NetworkRecord>,
     /// See [`Authority::settled`].
     pub settled: bool,
     /// Endpoints by network id, of the networks that were read.
@@ -118,13 +126,30 @@ pub fn desired(inputs: &Inputs) -> Desired {
             HostValue { vxlan_port_be: record.port.to_be(), reserved: 0 },
         );
     }
-    for (endpoint, ifindex) in &inputs.local {
-        local(&mut desired, endpoint, *ifindex);
+    networks_at_odds(&inputs.networks, &mut desired.contradictions);
+    // The one that was here first, which the lowest ifindex is of.
+    let mut owners: BTreeMap<u32, &NetworkRecord> = BTreeMap::new();
+    let mut in_order: Vec<_> = inputs.local.iter().collect();
+    in_order.sort_by_key(|(_, ifindex)| *ifindex);
+    for (endpoint, ifindex) in in_order {
+        let network = &endpoint.network;
+        let owner = *owners.entry(network.vni).or_insert(network);
+        if owner.id == network.id {
+            local(&mut desired, endpoint, *ifindex);
+        } else {
+            // Its program drops all it sends: it is of no network.
+            desired.attachments.insert(from_container(endpoint, *ifindex));
+            desired.contradictions.push(format!(
+                "endpoint {} of network {} is cut off: VNI {} is network {}'s here",
+                endpoint.record.address, network.name, network.vni, owner.name
+            ));
+        }
     }
     let networks: BTreeMap<&str, &NetworkRecord> = inputs
         .local
         .iter()
         .map(|(endpoint, _)| (endpoint.network.id.as_str(), &endpoint.network))
+        .filter(|(id, network)| owners.get(&network.vni).is_some_and(|owner| owner.id == **id))
         .collect();
     for (id, network) in networks {
         let Some(endpoints) = inputs.endpoints.get(id) else { continue };
@@ -139,8 +164,34 @@ pub fn desired(inputs: &Inputs) -> Desired {
     desired
 }
 
-/// The other hosts by name, each VTEP address once. A record that claims ours, or one an earlier
-/// name has, is left out: the first name in order keeps it, so every host decides alike.
+/// Networks that say the same VNI, or overlapping subnets. Each is a network of its own all the same
+/// until it is used: addresses are claimed of the one only that has claimed the VNI.
+fn networks_at_odds(networks: &BTreeMap<String, NetworkRecord>, contradictions: &mut Vec<String>) {
+    let mut by_vni: BTreeMap<u32, &str> = BTreeMap::new();
+    let mut by_subnet: Vec<&NetworkRecord> = networks.values().collect();
+    for (name, network) in networks {
+        let first = *by_vni.entry(network.vni).or_insert(name);
+        if first != name {
+            let vni = network.vni;
+            contradictions.push(format!("networks {first} and {name} both say VNI {vni}"));
+        }
+    }
+    by_subnet.sort_by_key(|network| (network.subnet.network(), network.subnet.prefix_len()));
+    // Two subnets overlap only where one is in the other, which then is the widest so far.
+    let mut widest: Option<&NetworkRecord> = None;
+    for network in by_subnet {
+        match widest {
+            Some(wide) if wide.subnet.contains(&network.subnet) => contradictions.push(format!(
+                "networks {} and {} overlap: {} and {}",
+                wide.name, network.name, wide.subnet, network.subnet
+            )),
+            _ => widest = Some(network),
+        }
+    }
+}
+
+/// The other hosts by name, each VTEP address once. A record that claims ours, or one another host
+/// has, is left out: who had it first keeps it.
 fn vteps<'a>(
     inputs: &Inputs,
     hosts: &'a BTreeMap<String, HostRecord>,
@@ -148,7 +199,10 @@ fn vteps<'a>(
 ) -> BTreeMap<&'a str, &'a HostRecord> {
     let mut taken: BTreeMap<Address, &str> = BTreeMap::new();
     let mut vteps = BTreeMap::new();
-    for (node, record) in hosts {
+    let rank = |node: &str| inputs.seniority.iter().position(|it| it == node);
+    let mut in_order: Vec<_> = hosts.iter().collect();
+    in_order.sort_by_key(|(node, _)| (rank(node).unwrap_or(usize::MAX), *node));
+    for (node, record) in in_order {
         if *node == inputs.node {
             continue;
         }
@@ -181,7 +235,7 @@ fn vteps<'a>(
 
 /// Enters an endpoint of this host, and with it its network.
 fn local(desired: &mut Desired, endpoint: &LocalEndpoint, ifindex: u32) {
-    let LocalEndpoint { record, network, host_ifname, mtu, .. } = endpoint;
+    let LocalEndpoint { record, network, mtu, .. } = endpoint;
     let Ok(mac) = parse_mac(&record.mac) else {
         desired.contradictions.push(format!("endpoint {} has no MAC address", record.id));
         return;
@@ -202,12 +256,12 @@ fn local(desired: &mut Desired, endpoint: &LocalEndpoint, ifindex: u32) {
         EndpointValue { vtep: [0; 16], ifindex, mac, vxlan_port_be: 0 },
     );
     desired.tables.ports.insert(ifindex, PortValue { vni: network.vni, address, mac, reserved: 0 });
-    desired.attachments.insert(Attachment {
-        program: Program::FromContainer,
-        ifindex,
-        interface: host_ifname.clone(),
-        xdp: None,
-    });
+    desired.attachments.insert(from_container(endpoint, ifindex));
+}
+
+fn from_container(endpoint: &LocalEndpoint, ifindex: u32) -> Attachment {
+    let interface = endpoint.host_ifname.clone();
+    Attachment { program: Program::FromContainer, ifindex, interface, xdp: None }
 }
 
 /// Enters an endpoint of another host, where its record makes sense.
@@ -230,7 +284,9 @@ fn remote(
         ));
         return;
     }
-    if !network.subnet.contains(&record.address) || record.address == network.gateway {
+    let of_network = record.address == network.gateway
+        || network.aux.values().any(|address| *address == record.address);
+    if of_network || !is_host_of(network.subnet, record.address) {
         desired.contradictions.push(format!(
             "host {} claims {}, which no endpoint of network {} can have",
             record.host, record.address, network.name

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::consul::{schema::HostRecord, watch::HostEntry};
+use crate::consul::{HostEntry, schema::HostRecord};
 
 /// The hosts known, each with how long it has been lost.
 #[derive(Clone, Debug)]

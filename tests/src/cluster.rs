@@ -171,11 +171,14 @@ impl Cluster {
 
     /// Waits until a host's agent says that it is connected to Consul and announced.
     pub fn wait_connected(&self, host: &str) {
-        until(&format!("{host} to be connected"), || {
-            let status = self.status(host);
-            let connected = status["consul_state"] == "connected";
-            (connected && status["errors"].as_array().is_some_and(Vec::is_empty)).then_some(())
-        });
+        until(&format!("{host} to be connected"), || self.is_connected(host).then_some(()));
+    }
+
+    /// Whether a host's agent says that it is connected to Consul and announced.
+    pub fn is_connected(&self, host: &str) -> bool {
+        let status = self.status(host);
+        status["consul_state"] == "connected"
+            && status["errors"].as_array().is_some_and(Vec::is_empty)
     }
 
     /// Pings until an answer comes.

@@ -47,21 +47,28 @@ pub struct RealConsul {
     ports: [u16; 3],
     /// Where a server that survives a restart keeps its data; the development mode keeps none.
     data: Option<TempDir>,
+    /// The token that may do everything, where access is denied by default.
+    master: Option<String>,
 }
 
 impl RealConsul {
     /// Starts one that keeps everything in memory. Where no Consul can be found this prints
     /// `SKIP test: why` and returns `None`, and panics where `OVNET_REQUIRE_ALL=1` is set.
     pub fn start() -> Option<Self> {
-        Self::start_with(|| None)
+        Self::start_with(|| None, None)
+    }
+
+    /// Starts one that denies everything to whoever has no token; `master` may do everything.
+    pub fn start_with_acl(master: &str) -> Option<Self> {
+        Self::start_with(|| None, Some(master))
     }
 
     /// Starts one whose data survives [`Self::kill`] and [`Self::start_again`].
     pub fn start_durable() -> Option<Self> {
-        Self::start_with(|| Some(tempfile::tempdir().unwrap()))
+        Self::start_with(|| Some(tempfile::tempdir().unwrap()), None)
     }
 
-    fn start_with(data: impl Fn() -> Option<TempDir>) -> Option<Self> {
+    fn start_with(data: impl Fn() -> Option<TempDir>, master: Option<&str>) -> Option<Self> {
         let Some(program) = find_consul() else {
             skip("no Consul found: put one on PATH, or run `cargo xtask setup`");
             return None;
@@ -69,8 +76,13 @@ impl RealConsul {
         let mut last = None;
         // Between choosing ports and binding them another process may take one.
         for _ in 0..5 {
-            let mut consul =
-                Self { program: program.clone(), child: None, ports: free_ports(), data: data() };
+            let mut consul = Self {
+                program: program.clone(),
+                child: None,
+                ports: free_ports(),
+                data: data(),
+                master: master.map(str::to_owned),
+            };
             match consul.try_start() {
                 Ok(()) => return Some(consul),
                 Err(error) => last = Some(error),
@@ -120,6 +132,9 @@ impl RealConsul {
                 command.args(["-server", "-bootstrap-expect", "1", "-data-dir"]).arg(folder.path())
             }
         };
+        if let Some(master) = &self.master {
+            command.args(["-hcl", &acl(master)]);
+        }
         // SAFETY: prctl is a system call that is safe between fork and exec.
         unsafe {
             command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
@@ -132,12 +147,15 @@ impl RealConsul {
                 bail!("it ended at once: {status}");
             }
             let address = (Ipv4Addr::LOCALHOST, self.ports[0]).into();
-            if let Ok((200, leader)) = request(address, "GET", "/v1/status/leader", b"")
+            let ask = |method: &str, path: &str, body: &[u8]| {
+                request_as(self.master.as_deref(), address, method, path, body)
+            };
+            if let Ok((200, leader)) = ask("GET", "/v1/status/leader", b"")
                 && leader.contains(&b':')
                 // A leader that has yet to catch up refuses writes.
-                && matches!(request(address, "PUT", "/v1/kv/ready", b""), Ok((200, _)))
-                && matches!(request(address, "DELETE", "/v1/kv/ready", b""), Ok((200, _)))
-                && registered(address)
+                && matches!(ask("PUT", "/v1/kv/ready", b""), Ok((200, _)))
+                && matches!(ask("DELETE", "/v1/kv/ready", b""), Ok((200, _)))
+                && registered(ask)
             {
                 return Ok(());
             }
@@ -149,14 +167,17 @@ impl RealConsul {
 
 /// Whether the server is in its own catalog, which it enters some time after it leads: before, it
 /// answers 500 to whoever creates a session.
-fn registered(address: SocketAddr) -> bool {
-    let Ok((200, answer)) = request(address, "PUT", "/v1/session/create", b"{}") else {
-        return false;
-    };
+fn registered(ask: impl Fn(&str, &str, &[u8]) -> Result<(u16, Vec<u8>)>) -> bool {
+    let Ok((200, answer)) = ask("PUT", "/v1/session/create", b"{}") else { return false };
     let session: Option<serde_json::Value> = serde_json::from_slice(&answer).ok();
     let id = session.as_ref().and_then(|it| it["ID"].as_str()).unwrap_or_default();
     let path = format!("/v1/session/destroy/{id}");
-    matches!(request(address, "PUT", &path, b""), Ok((200, _)))
+    matches!(ask("PUT", &path, b""), Ok((200, _)))
+}
+
+/// Configuration of a Consul that denies everything to whoever has no token.
+pub fn acl(master: &str) -> String {
+    format!("acl {{ enabled = true default_policy = \"deny\" tokens {{ master = \"{master}\" }} }}")
 }
 
 impl Drop for RealConsul {
@@ -235,10 +256,23 @@ pub fn request(
     path: &str,
     body: &[u8],
 ) -> Result<(u16, Vec<u8>)> {
+    request_as(None, address, method, path, body)
+}
+
+/// [`request`] with an ACL token.
+pub fn request_as(
+    token: Option<&str>,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Result<(u16, Vec<u8>)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3))?;
     stream.set_read_timeout(Some(Duration::from_secs(90)))?;
     // HTTP/1.0 spares us chunked bodies and kept connections.
-    let head = format!("{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len());
+    let token = token.map(|token| format!("X-Consul-Token: {token}\r\n")).unwrap_or_default();
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.0\r\n{token}Content-Length: {length}\r\n\r\n");
     stream.write_all(&[head.as_bytes(), body].concat())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod cluster;
 pub mod compare;
 pub mod consul;
+pub mod fault_proxy;
 pub mod fixture;
 pub mod lab;
 pub mod model;

@@ -13,11 +13,12 @@ use super::{
     client::{Consul, Entry},
     networks::{
         CONTENTION_LIMIT, encode, endpoint_key, endpoints_folder, ensure_time_left, network_key,
+        vni_key,
     },
     schema::{EndpointRecord, EndpointState, NetworkRecord, VERSION, format_mac, mac_of},
     sentinel::{self, Identity},
+    snapshot::Snapshot,
     transaction::Operation,
-    watch::Snapshot,
 };
 use crate::ipam;
 
@@ -158,6 +159,22 @@ impl Consul {
         }
     }
 
+    /// Writes an endpoint's record again that somebody else has written to. For its owner, and where
+    /// the key was there all the time: it was never free to be claimed.
+    pub async fn reclaim_endpoint(
+        &self,
+        network: &NetworkRecord,
+        record: &EndpointRecord,
+    ) -> Result<()> {
+        let key = endpoint_key(&network.id, record.address);
+        let Some(entry) = self.get(&key).await? else {
+            return self.publish_endpoint(network, record).await;
+        };
+        let write = Operation::cas(key.clone(), encode(record)?, entry.modify_index);
+        let written = self.transact(vec![write]).await?;
+        written.map_err(|conflict| anyhow!("write the record {key} again: {conflict}"))
+    }
+
     /// Gives an address back: deletes the record if it is still this endpoint's. One that is gone
     /// or belongs to another endpoint by now is no error.
     pub async fn release_endpoint(&self, network_id: &str, record: &EndpointRecord) -> Result<()> {
@@ -202,8 +219,18 @@ impl Consul {
 
     async fn current(&self, network: &NetworkRecord) -> Result<Current> {
         let folder = endpoints_folder(&network.id);
-        let key = network_key(&network.name);
-        let (entry, listing) = tokio::try_join!(self.get(&key), self.list(&folder))?;
+        let (key, of_vni) = (network_key(&network.name), vni_key(network.vni));
+        let (entry, listing, claim) =
+            tokio::try_join!(self.get(&key), self.list(&folder), self.get(&of_vni))?;
+        // A record by hand may have claimed nothing; what another has claimed it cannot have.
+        if let Some(claim) = claim.filter(|claim| claim.value != network.id.as_bytes()) {
+            bail!(
+                "network {} says VNI {}, which network {} has claimed: one of the two records lies",
+                network.name,
+                network.vni,
+                String::from_utf8_lossy(&claim.value).chars().take(64).collect::<String>()
+            );
+        }
         let entry = entry.filter(|entry| {
             NetworkRecord::parse(&network.name, &entry.value)
                 .is_ok_and(|there| there.id == network.id)

@@ -3,12 +3,12 @@
 //! Everything here is bounded in time. Keys are given and returned without the prefix.
 
 use std::{
-    env,
+    path::Path,
     sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use consulrs::{
     api::{
         self, ApiResponse,
@@ -20,15 +20,18 @@ use consulrs::{
     error::ClientError,
     session,
 };
+use reqwest::Url;
 use rustify_derive::Endpoint;
 use tokio::sync::{Mutex, MutexGuard, Semaphore, watch};
 
 use super::{
-    connect::{build_http, parse_address},
+    connect::{build_http, connect_as, parse_address},
+    failure::{Failure, bounded},
     health::{self, Health},
     schema::check_name,
+    snapshot::Snapshot,
+    token::Token,
     transaction::{Conflict, Operation, Transaction, TransactionAnswer},
-    watch::Snapshot,
 };
 
 /// How long any request but a blocking query may take, connecting included.
@@ -46,10 +49,15 @@ pub struct Consul {
 }
 
 struct Inner {
+    /// As it was given.
+    url: Url,
     /// Replaced as a whole, and with it its open connections, by [`Consul::reconnect`].
     client: RwLock<Arc<ConsulClient>>,
     /// Changed when the connections there are have become useless.
     cut: watch::Sender<()>,
+    /// Changed when a request had no answer in time. A blocking query would notice a minute later.
+    stalled: watch::Sender<()>,
+    token: Token,
     requests: Semaphore,
     claims: Mutex<()>,
     /// What the watcher has read, once there is one.
@@ -66,10 +74,22 @@ impl Consul {
     ///
     /// `address` is `host:port`, `http://…`, `https://…` or, as Docker took it,
     /// `consul://host:port[/prefix]`, whose path goes before `prefix`. The variables
-    /// `CONSUL_HTTP_TOKEN`, `CONSUL_CACERT`, `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY` and
-    /// `CONSUL_HTTP_SSL_VERIFY` are honoured. Fails on an address, prefix or node name that
-    /// cannot be one and on certificates that cannot be read.
+    /// `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_CACERT`, `CONSUL_CLIENT_CERT`,
+    /// `CONSUL_CLIENT_KEY`, `CONSUL_TLS_SERVER_NAME` and `CONSUL_HTTP_SSL_VERIFY` are honoured.
+    /// Fails on an address, prefix or node name that cannot be one and on certificates and tokens
+    /// that cannot be read.
     pub fn new(address: &str, prefix: &str, node: &str) -> Result<Self> {
+        Self::with_token_file(address, prefix, node, None)
+    }
+
+    /// As [`Self::new`], with the ACL token in a file, where one is given. A file that is replaced
+    /// is read again.
+    pub fn with_token_file(
+        address: &str,
+        prefix: &str,
+        node: &str,
+        token_file: Option<&Path>,
+    ) -> Result<Self> {
         check_name("host name", node)?;
         let (url, path) = parse_address(address)?;
         let prefix: Vec<&str> =
@@ -79,20 +99,14 @@ impl Consul {
         }
         let prefix = prefix.iter().map(|part| format!("{part}/")).collect();
 
-        let token = env::var("CONSUL_HTTP_TOKEN").ok().filter(|token| !token.is_empty());
-        if let Some(token) = &token {
-            // consulrs would panic on it.
-            ensure!(
-                token.chars().all(|c| c.is_ascii_graphic()),
-                "CONSUL_HTTP_TOKEN holds characters that no token has"
-            );
-        }
+        // consulrs would panic on one that cannot be sent.
+        let token = Token::find(token_file)?;
         let settings = ConsulClientSettings {
-            address: url.to_string(),
+            address: connect_as(&url)?.to_string(),
             ca_certs: Vec::new(),
             client_cert: None,
             client_key: None,
-            token,
+            token: token.now(),
             verify: true,
             version: 1,
         };
@@ -101,8 +115,11 @@ impl Consul {
             _ => url.to_string().trim_start_matches("http://").trim_end_matches('/').to_owned(),
         };
         let inner = Inner {
-            client: RwLock::new(Arc::new(build_client(settings)?)),
+            client: RwLock::new(Arc::new(build_client(settings, &url)?)),
+            url,
+            token,
             cut: watch::Sender::new(()),
+            stalled: watch::Sender::new(()),
             requests: Semaphore::new(MAX_REQUESTS),
             claims: Mutex::new(()),
             known: OnceLock::new(),
@@ -118,15 +135,31 @@ impl Consul {
     /// host whose address changed: what was connected from the old one would wait for an answer
     /// that cannot come, a blocking query for more than a minute.
     pub fn reconnect(&self) -> Result<()> {
-        let settings = self.client().settings.clone();
-        let client = Arc::new(build_client(settings)?);
-        *self.inner.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        self.renew_client()?;
         self.inner.cut.send_replace(());
         Ok(())
     }
 
+    fn renew_client(&self) -> Result<()> {
+        let settings = self.client().settings.clone();
+        let client = Arc::new(build_client(settings, &self.inner.url)?);
+        *self.inner.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
+    }
+
+    /// The client with the token as it is now.
     fn client(&self) -> Arc<ConsulClient> {
-        self.inner.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let client = self.inner.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let token = self.inner.token.now();
+        if client.settings.token == token {
+            return client;
+        }
+        let settings = ConsulClientSettings { token, ..client.settings.clone() };
+        let http = client.http.http.clone();
+        let http = rustify::clients::reqwest::Client::new(&settings.address, http);
+        let client = Arc::new(ConsulClient { http, settings });
+        *self.inner.client.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&client);
+        client
     }
 
     /// Consul's address for messages, without credentials.
@@ -205,7 +238,13 @@ impl Consul {
         let request = self.folder_request(folder, Some(Blocking { index, wait }));
         let client = self.client();
         let request = self.unless_cut(api::exec_with_result(&*client, request));
-        let answer = self.counted(bounded(limit, request).await);
+        let mut stalled = self.inner.stalled.subscribe();
+        let answer = tokio::select! {
+            answer = bounded(limit, request) => answer,
+            // The sender lives as long as we do.
+            _ = stalled.changed() => Err(Failure::Unreached("it does not answer".into())),
+        };
+        let answer = self.counted(answer);
         self.listing(answer)
     }
 
@@ -256,7 +295,12 @@ impl Consul {
                 // Everything Consul could not do is in the body of the refusal.
                 let answer: TransactionAnswer = serde_json::from_str(&message)
                     .with_context(|| format!("read Consul's refusal {message:?}"))?;
-                Ok(Err(Conflict { errors: answer.errors.unwrap_or_default() }))
+                let conflict = Conflict { errors: answer.errors.unwrap_or_default() };
+                // What the token does not allow is told as if others had been faster.
+                match conflict.denied() {
+                    Some(message) => Err(self.explain(Failure::Answered { code: 403, message })),
+                    None => Ok(Err(conflict)),
+                }
             }
             Err(failure) => Err(self.explain(failure)),
         }
@@ -301,6 +345,7 @@ impl Consul {
         &self,
         request: impl Future<Output = std::result::Result<T, ClientError>>,
     ) -> std::result::Result<T, Failure> {
+        let client = self.client();
         // Waiting for one's turn counts: a Consul that hangs makes everybody fail in time.
         let answer = bounded(REQUEST_TIMEOUT, async {
             // Acquiring fails only on a closed semaphore, and nobody closes it.
@@ -308,6 +353,14 @@ impl Consul {
             self.unless_cut(request).await
         })
         .await;
+        // Other connections lead nowhere either: to a machine that lost its power without a word,
+        // say. Each that is kept would cost its next user as long. Once for all that time out.
+        if matches!(answer, Err(Failure::Late(_))) && Arc::ptr_eq(&client, &self.client()) {
+            if let Err(error) = self.renew_client() {
+                tracing::warn!("{error:#}");
+            }
+            self.inner.stalled.send_replace(());
+        }
         self.counted(answer)
     }
 
@@ -318,7 +371,7 @@ impl Consul {
         self.inner.health.count(match &answer {
             Ok(_) => Some(200),
             Err(Failure::Answered { code, .. }) => Some(*code),
-            Err(Failure::Unreached(_)) => None,
+            Err(Failure::Unreached(_) | Failure::Late(_)) => None,
         });
         answer
     }
@@ -354,18 +407,7 @@ impl Consul {
     }
 
     fn explain(&self, failure: Failure) -> anyhow::Error {
-        let consul = self.describe();
-        match failure {
-            Failure::Answered { code: 403, message } => anyhow!(
-                "Consul at {consul} refused access ({message}): does CONSUL_HTTP_TOKEN hold a \
-                 token that may write under {} and create sessions?",
-                self.inner.prefix
-            ),
-            Failure::Answered { code, message } => {
-                anyhow!("Consul at {consul} answered {code}: {message}")
-            }
-            Failure::Unreached(cause) => anyhow!("cannot reach Consul at {consul}: {cause}"),
-        }
+        failure.explain(self.describe(), &self.inner.token, &self.inner.prefix)
     }
 }
 
@@ -400,39 +442,8 @@ impl FeaturedEndpoint for Leader {
     }
 }
 
-/// How a request failed.
-enum Failure {
-    /// Consul answered, with an error.
-    Answered { code: u16, message: String },
-    /// No answer, or none that can be read.
-    Unreached(String),
-}
-
-impl From<ClientError> for Failure {
-    fn from(error: ClientError) -> Self {
-        match error {
-            ClientError::APIError { code, message } => {
-                let message = message.unwrap_or_default().trim().to_owned();
-                Self::Answered { code, message }
-            }
-            // The outer errors of the chain only say that an error occurred; the innermost one is
-            // the cause ("Connection refused (os error 111)").
-            error => Self::Unreached(anyhow::Error::from(error).root_cause().to_string()),
-        }
-    }
-}
-
-async fn bounded<T>(
-    limit: Duration,
-    request: impl Future<Output = std::result::Result<T, Failure>>,
-) -> std::result::Result<T, Failure> {
-    tokio::time::timeout(limit, request).await.unwrap_or_else(|_| {
-        Err(Failure::Unreached(format!("no answer within {} s", limit.as_secs())))
-    })
-}
-
-fn build_client(settings: ConsulClientSettings) -> Result<ConsulClient> {
-    let http = build_http().context("prepare the connection to Consul")?;
+fn build_client(settings: ConsulClientSettings, url: &Url) -> Result<ConsulClient> {
+    let http = build_http(url).context("prepare the connection to Consul")?;
     let http = rustify::clients::reqwest::Client::new(&settings.address, http);
     Ok(ConsulClient { http, settings })
 }

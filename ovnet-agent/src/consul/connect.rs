@@ -1,12 +1,19 @@
 //! How Consul is reached: the forms of its address, TLS.
 
-use std::{env, time::Duration};
+use std::{env, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use reqwest::{Certificate, Identity, Url};
+use hyper014::client::connect::dns::Name;
+use reqwest::{
+    Certificate, Identity, Url,
+    dns::{Addrs, Resolve, Resolving},
+};
 
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The name that must be in Consul's certificate, where it is not the one it is reached by.
+const SERVER_NAME: &str = "CONSUL_TLS_SERVER_NAME";
+
+/// How long connecting may take: enough for a lost SYN to be sent again, which is after 1 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The URL to talk to and the path that goes before the prefix.
 pub(super) fn parse_address(address: &str) -> Result<(Url, String)> {
@@ -37,8 +44,67 @@ pub(super) fn parse_address(address: &str) -> Result<(Url, String)> {
     Ok((url, path))
 }
 
-/// The HTTP client, with certificates as the usual variables name them.
-pub(super) fn build_http() -> Result<reqwest::Client> {
+/// The URL to be given to the client for one that was given by the user: `https://` to the name that
+/// `CONSUL_TLS_SERVER_NAME` says, which [`build_http`] looks up as the user's.
+pub(super) fn connect_as(url: &Url) -> Result<Url> {
+    let mut url = url.clone();
+    if let Some(name) = server_name(&url) {
+        let wrong = || format!("{SERVER_NAME} {name:?} is not the name of a server");
+        // An address is not looked up, so it could not be replaced by another one.
+        ensure!(name.parse::<std::net::IpAddr>().is_err(), "{}", wrong());
+        url.set_host(Some(&name)).with_context(wrong)?;
+    }
+    Ok(url)
+}
+
+fn server_name(url: &Url) -> Option<String> {
+    let name = env::var(SERVER_NAME).ok().filter(|name| !name.is_empty())?;
+    (url.scheme() == "https").then_some(name)
+}
+
+/// What to do about a failed handshake with `consul`, from rustls' words for it; `None` for other
+/// failures.
+pub(super) fn advice(consul: &str, cause: &str) -> Option<&'static str> {
+    let says = |words: &str| cause.contains(words);
+    if says("invalid peer certificate") {
+        return Some(if says("NotValidForName") {
+            "its certificate is for another name, which CONSUL_TLS_SERVER_NAME may give"
+        } else if says("UnknownIssuer") {
+            "its certificate is not signed by the CA of CONSUL_CACERT"
+        } else if says("Expired") {
+            "its certificate has expired"
+        } else {
+            "its certificate cannot be accepted"
+        });
+    }
+    // In TLS 1.3 the handshake is over for us before the server looks at our certificate. What it
+    // says then may come after we have written to a connection that it has closed.
+    let closed = ["channel closed", "connection closed", "Connection reset", "Broken pipe"];
+    let shows_none = env::var_os("CONSUL_CLIENT_CERT").is_none_or(|path| path.is_empty());
+    let maybe = consul.starts_with("https:") && shows_none && closed.iter().any(|it| says(it));
+    (maybe || says("received fatal alert")).then_some(
+        "it may want a certificate that its CA signed in CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY",
+    )
+}
+
+/// Looks up one name whatever is asked for.
+struct Always(String);
+
+impl Resolve for Always {
+    fn resolve(&self, _: Name) -> Resolving {
+        let host = self.0.clone();
+        Box::pin(async move {
+            // The port is the URL's.
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
+            let found: Addrs = Box::new(found.into_iter());
+            Ok(found)
+        })
+    }
+}
+
+/// The HTTP client for this URL, with certificates as the usual variables name them.
+pub(super) fn build_http(url: &Url) -> Result<reqwest::Client> {
     let file = |variable: &str| -> Result<Option<Vec<u8>>> {
         match env::var_os(variable).filter(|path| !path.is_empty()) {
             None => Ok(None),
@@ -59,7 +125,13 @@ pub(super) fn build_http() -> Result<reqwest::Client> {
         .danger_accept_invalid_certs(!verify);
     if let Some(pem) = file("CONSUL_CACERT")? {
         let ca = Certificate::from_pem(&pem).context("read the certificate of CONSUL_CACERT")?;
-        builder = builder.add_root_certificate(ca);
+        // Whoever names a CA means this one and not every other, too.
+        builder = builder.tls_built_in_root_certs(false).add_root_certificate(ca);
+    }
+    if server_name(url).is_some() {
+        let host = url.host_str().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        builder = builder.dns_resolver(Arc::new(Always(host)));
     }
     match (file("CONSUL_CLIENT_CERT")?, file("CONSUL_CLIENT_KEY")?) {
         (None, None) => {}

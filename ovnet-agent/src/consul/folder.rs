@@ -9,6 +9,15 @@ use super::{
     sentinel::{self, Identity},
 };
 
+/// A record that knows what may become of it without its key being deleted first.
+pub(super) trait Follow {
+    /// Fails, with what it is told by, where `self` cannot be what `before` was turned into by its
+    /// owner. Then it was written by somebody else, and `before` stands.
+    fn follows(&self, _before: &Self) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// The records of a folder as far as they could be read.
 #[derive(Debug)]
 pub(super) struct Folder<T> {
@@ -21,6 +30,10 @@ pub(super) struct Folder<T> {
     kept: BTreeSet<String>,
     /// Keys whose value cannot be read now, with the index of the value that was logged.
     unreadable: BTreeMap<String, u64>,
+    /// Those of them that could be read but are no later form of what was read before.
+    overwritten: BTreeSet<String>,
+    /// When the keys of the records were created.
+    created: BTreeMap<String, u64>,
     sentinel: Option<Identity>,
     index: u64,
     was_read: bool,
@@ -47,7 +60,7 @@ pub(super) enum Outcome {
     },
 }
 
-impl<T> Folder<T> {
+impl<T: Follow> Folder<T> {
     /// A folder of which nothing was read.
     pub(super) fn new(folder: String) -> Self {
         Self {
@@ -55,6 +68,8 @@ impl<T> Folder<T> {
             records: BTreeMap::new(),
             kept: BTreeSet::new(),
             unreadable: BTreeMap::new(),
+            overwritten: BTreeSet::new(),
+            created: BTreeMap::new(),
             sentinel: None,
             index: 0,
             was_read: false,
@@ -64,11 +79,6 @@ impl<T> Folder<T> {
     /// Whether any answer was good enough to say what the folder holds.
     pub(super) fn was_read(&self) -> bool {
         self.was_read
-    }
-
-    /// Whether the folder's sentinel was missing from the last answer.
-    pub(super) fn lacks_sentinel(&self) -> bool {
-        self.was_read && self.sentinel.is_none()
     }
 
     /// The records by the end of their keys.
@@ -84,6 +94,11 @@ impl<T> Folder<T> {
     /// The ends of the keys of records that cannot be read now.
     pub(super) fn unreadable(&self) -> impl ExactSizeIterator<Item = &str> {
         self.unreadable.keys().map(String::as_str)
+    }
+
+    /// The ends of the keys that somebody else than the owner of the record has written to.
+    pub(super) fn overwritten(&self) -> impl Iterator<Item = &str> {
+        self.overwritten.iter().map(String::as_str)
     }
 
     /// What tells the folder from the same folder of another Consul, or of this one wiped.
@@ -107,20 +122,37 @@ impl<T> Folder<T> {
                 self.kept = self.records.keys().cloned().collect();
             }
             self.unreadable.clear();
+            self.overwritten.clear();
+            self.created.clear();
             self.index = 0;
             return Outcome::NoSentinel { lost: self.sentinel.take().is_some() };
         };
 
-        let mut identity = None;
+        let of_sentinel = format!("{}{}", self.folder, sentinel::NAME);
+        let identity = entries.iter().find(|entry| entry.key == of_sentinel).map(Identity::of);
+        // Another Consul may have created its key of the same name at the same index.
+        let known = identity.is_some() && identity == self.sentinel;
+        let (mut overwritten, mut created) = (BTreeSet::new(), BTreeMap::new());
         let mut records = BTreeMap::new();
         let mut unreadable = BTreeMap::new();
         for entry in &entries {
             let name = entry.key.strip_prefix(&self.folder).unwrap_or(&entry.key);
             if name == sentinel::NAME {
-                identity = Some(Identity::of(entry));
                 continue;
             }
-            match parse(name, entry) {
+            let parsed = parse(name, entry).and_then(|record| {
+                let before = self
+                    .records
+                    .get(name)
+                    .filter(|_| known && self.created.get(name) == Some(&entry.create_index));
+                if let Some(Err(why)) = before.map(|before| record.follows(before)) {
+                    overwritten.insert(name.to_owned());
+                    return Err(why);
+                }
+                Ok(record)
+            });
+            created.insert(name.to_owned(), entry.create_index);
+            match parsed {
                 Ok(record) => {
                     records.insert(name.to_owned(), record);
                 }
@@ -134,8 +166,7 @@ impl<T> Folder<T> {
         }
 
         // Absence means deletion only next to the sentinel we know and at an index that moved on.
-        let conclusive = !self.was_read
-            || (identity.is_some() && identity == self.sentinel && index >= self.index);
+        let conclusive = !self.was_read || (known && index >= self.index);
         let mut kept = BTreeSet::new();
         for (name, record) in std::mem::take(&mut self.records) {
             if records.contains_key(&name) {
@@ -159,6 +190,7 @@ impl<T> Folder<T> {
         }
 
         (self.records, self.kept, self.unreadable) = (records, kept, unreadable);
+        (self.overwritten, self.created) = (overwritten, created);
         self.was_read = true;
         self.index = index;
         let before = std::mem::replace(&mut self.sentinel, identity);
@@ -202,6 +234,13 @@ mod tests {
 
     fn names(folder: &Folder<String>) -> Vec<&str> {
         folder.records().map(|(name, _)| name).collect()
+    }
+
+    impl Follow for String {
+        fn follows(&self, before: &Self) -> Result<()> {
+            anyhow::ensure!(self != "lie", "it is a lie, {before} was the truth");
+            Ok(())
+        }
     }
 
     const SENTINEL: Option<(u64, &str)> = Some((5, "word"));
@@ -281,6 +320,23 @@ mod tests {
         assert_eq!((folder.unreadable().len(), names(&folder)), (2, vec!["a", "b"]));
         folder.take_in(answer(11, SENTINEL, &[("b", "1")]), parse);
         assert_eq!((folder.unreadable().len(), names(&folder)), (0, vec!["b"]));
+    }
+
+    #[test]
+    fn what_only_its_owner_could_have_written_and_did_not_is_skipped_until_the_key_is_made_anew() {
+        let mut folder = with_a_and_b();
+        let at = |index: u64, created: u64, value: &str| {
+            let records = vec![entry(".keep", "word", 5, 5), entry("a", value, created, index)];
+            Some(Listing { index, entries: records })
+        };
+        folder.take_in(at(10, 9, "lie"), parse);
+        let said = |folder: &Folder<String>| folder.records().next().unwrap().1.clone();
+        assert_eq!((said(&folder).as_str(), folder.unreadable().len()), ("1", 1));
+        assert!(folder.overwritten().eq(["a"]));
+        folder.take_in(at(11, 9, "2"), parse);
+        assert_eq!((said(&folder).as_str(), folder.overwritten().count()), ("2", 0));
+        folder.take_in(at(12, 12, "lie"), parse);
+        assert_eq!(said(&folder), "lie", "whoever makes a key may say what he likes");
     }
 
     #[test]

@@ -21,8 +21,9 @@ use super::{
 
 /// How long the session lives without renewal; Consul may take up to twice as long to end it.
 const TTL: Duration = Duration::from_secs(15);
-/// Between renewals: two may fail before the lease is in danger.
-const RENEWAL: Duration = Duration::from_secs(5);
+/// Between renewals: several may fail before the lease is in danger. It is also how long it takes
+/// at most to see that Consul came back without this host's record.
+const RENEWAL: Duration = Duration::from_secs(3);
 /// How long withdrawing may take: a stop must not hang on a Consul that is gone.
 const WITHDRAWAL: Duration = Duration::from_secs(5);
 
@@ -33,6 +34,8 @@ pub struct Lease {
     record: watch::Sender<HostRecord>,
     problem: Arc<Mutex<Option<String>>>,
     stop: Arc<Notify>,
+    look: Arc<Notify>,
+    changed: Arc<Notify>,
     stopped: oneshot::Receiver<Result<()>>,
     task: AbortHandle,
 }
@@ -53,11 +56,14 @@ impl Lease {
     pub fn spawn(consul: Consul, record: HostRecord) -> Self {
         let (record, records) = watch::channel(record);
         let problem = Arc::new(Mutex::new(Some("not announced yet".to_owned())));
-        let stop = Arc::new(Notify::new());
+        let (stop, look) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let changed = Arc::new(Notify::new());
         let (done, stopped) = oneshot::channel();
-        let keeper = Keeper { consul, records, problem: problem.clone(), session: None };
-        let task = tokio::spawn(keeper.run(stop.clone(), done)).abort_handle();
-        Self { record, problem, stop, stopped, task }
+        let (problem_of, changed_of) = (problem.clone(), changed.clone());
+        let keeper =
+            Keeper { consul, records, problem: problem_of, changed: changed_of, session: None };
+        let task = tokio::spawn(keeper.run(stop.clone(), look.clone(), done)).abort_handle();
+        Self { record, problem, stop, look, changed, stopped, task }
     }
 
     /// Announces something else from now on: the VTEP address or the MTU changed.
@@ -67,6 +73,22 @@ impl Lease {
             *current = record;
             changed
         });
+    }
+
+    /// What is announced, or to be.
+    pub fn record(&self) -> HostRecord {
+        self.record.borrow().clone()
+    }
+
+    /// Looks at once, instead of at the next renewal, whether the record is as it must be: somebody
+    /// saw that it is not.
+    pub fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// Returns when [`Self::problem`] is another one than at the last return. For one caller.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Tells from elsewhere whether this host is announced.
@@ -118,11 +140,17 @@ struct Keeper {
     consul: Consul,
     records: watch::Receiver<HostRecord>,
     problem: Arc<Mutex<Option<String>>>,
+    changed: Arc<Notify>,
     session: Option<String>,
 }
 
 impl Keeper {
-    async fn run(mut self, stop: Arc<Notify>, done: oneshot::Sender<Result<()>>) {
+    async fn run(
+        mut self,
+        stop: Arc<Notify>,
+        look: Arc<Notify>,
+        done: oneshot::Sender<Result<()>>,
+    ) {
         let mut failures = 0;
         loop {
             // A stop waits for the step under way, which is bounded, rather than leave a session
@@ -143,6 +171,8 @@ impl Keeper {
             tokio::select! {
                 () = stop.notified() => break,
                 () = tokio::time::sleep(pause) => {}
+                // Not while it fails: what is seen then is what is being mended.
+                () = look.notified(), if failures == 0 => {}
                 changed = self.records.changed() => {
                     if changed.is_err() {
                         // The Lease is being dropped, and with it this task.
@@ -233,6 +263,8 @@ impl Keeper {
             None => tracing::info!("this host is announced in Consul"),
         }
         *current = problem;
+        // A permit is kept for whoever is not waiting just now.
+        self.changed.notify_one();
     }
 
     fn key(&self) -> String {

@@ -15,14 +15,20 @@
 pub mod claims;
 pub mod client;
 mod connect;
+mod failure;
 mod folder;
+#[cfg(test)]
+mod fuzz;
 mod health;
 pub mod lease;
 mod memory;
 pub mod networks;
 pub mod pending;
+mod restore;
 pub mod schema;
 mod sentinel;
+mod snapshot;
+mod token;
 mod transaction;
 pub mod watch;
 
@@ -32,4 +38,5 @@ pub use health::Health;
 pub use lease::{Announced, Lease};
 pub use networks::Pool;
 pub use pending::Publish;
-pub use watch::{HostEntry, Snapshot, Watcher};
+pub use snapshot::{HostEntry, Snapshot};
+pub use watch::Watcher;

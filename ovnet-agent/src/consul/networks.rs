@@ -12,13 +12,14 @@ use uuid::Uuid;
 
 use super::{
     client::{Consul, Entry},
+    failure::Refused,
     schema::{
         EndpointRecord, EndpointState, HostRecord, NetworkRecord, VERSION, check_name,
         check_network,
     },
     sentinel::{self, Identity},
+    snapshot::HostEntry,
     transaction::Operation,
-    watch::HostEntry,
 };
 use crate::{api::types::CreateNetwork, ipam};
 
@@ -47,16 +48,28 @@ impl Consul {
         check_name("network name", &wanted.name)?;
         let id = Uuid::new_v4().to_string();
         let deadline = Instant::now() + CONTENTION_LIMIT;
+        let gave_up = format!("create network {}", wanted.name);
+        // Whether a transaction was sent whose outcome is not known.
+        let mut open = false;
         loop {
-            let taken = self.taken_or_known().await?;
+            let taken = match self.taken_or_known().await {
+                Ok(taken) => taken,
+                Err(error) if open => {
+                    if let Err(error) = ensure_time_left(deadline, error, &gave_up).await {
+                        self.unmake_later(id);
+                        return Err(error);
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if taken.doubtful.contains(&wanted.name) {
                 let lost = anyhow!(
                     "network {} is known here, but Consul has lost it: the hosts that use it, and \
                      the one that created it, put it back",
                     wanted.name
                 );
-                ensure_time_left(deadline, lost, &format!("create network {}", wanted.name))
-                    .await?;
+                ensure_time_left(deadline, lost, &gave_up).await?;
                 continue;
             }
             match taken.networks.get(&wanted.name) {
@@ -90,48 +103,17 @@ impl Consul {
             let lost = match self.transact(operations).await {
                 Ok(Ok(())) => return Ok(record),
                 Ok(Err(conflict)) => anyhow!("other hosts were faster: {conflict}"),
-                Err(error) => error,
+                Err(error) => {
+                    open |= !error.is::<Refused>();
+                    error
+                }
             };
-            ensure_time_left(deadline, lost, &format!("create network {}", wanted.name)).await?;
-        }
-    }
-
-    /// Puts back a network whose records were lost with everything in Consul, exactly as `record`
-    /// has it. Nothing to do where it is there; fails where its name, VNI or subnet now belongs to
-    /// another network.
-    pub async fn restore_network(&self, record: &NetworkRecord) -> Result<()> {
-        let deadline = Instant::now() + CONTENTION_LIMIT;
-        loop {
-            let taken = self.taken().await?;
-            match taken.networks.get(&record.name) {
-                Some(Ok(existing)) if existing.id == record.id => return Ok(()),
-                Some(_) => bail!("network {} is another one now", record.name),
-                None => {}
+            if let Err(error) = ensure_time_left(deadline, lost, &gave_up).await {
+                if open {
+                    self.unmake_later(id);
+                }
+                return Err(error);
             }
-            ensure!(
-                !taken.vnis.contains(&record.vni),
-                "VNI {} of network {} belongs to another network now",
-                record.vni,
-                record.name
-            );
-            ipam::check_subnet(record.subnet, &taken.subnets, &[])?;
-            let (id, guard) = (record.id.as_bytes(), taken.subnets_sentinel.as_ref());
-            let operations = vec![
-                Operation::cas(network_key(&record.name), encode(record)?, 0),
-                Operation::cas(vni_key(record.vni), id.to_vec(), 0),
-                Operation::cas(subnet_key(record.subnet), id.to_vec(), 0),
-                Operation::cas(
-                    sentinel::key("subnets/"),
-                    sentinel::touched(guard),
-                    guard.map_or(0, |guard| guard.modify_index),
-                ),
-            ];
-            let lost = match self.transact(operations).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(conflict)) => anyhow!("other hosts were faster: {conflict}"),
-                Err(error) => error,
-            };
-            ensure_time_left(deadline, lost, &format!("restore network {}", record.name)).await?;
         }
     }
 
@@ -223,7 +205,10 @@ impl Consul {
         Ok(entries)
     }
 
-    async fn find_network(&self, name_or_id: &str) -> Result<Option<(NetworkRecord, Entry)>> {
+    pub(super) async fn find_network(
+        &self,
+        name_or_id: &str,
+    ) -> Result<Option<(NetworkRecord, Entry)>> {
         for entry in self.records("networks/").await? {
             let name = entry.key.trim_start_matches("networks/");
             match NetworkRecord::parse(name, &entry.value) {
@@ -391,6 +376,9 @@ pub(super) async fn ensure_time_left(
     lost: anyhow::Error,
     what: &str,
 ) -> Result<()> {
+    if lost.is::<Refused>() {
+        return Err(lost.context(what.to_owned()));
+    }
     if Instant::now() >= deadline {
         return Err(lost.context(format!("{what}: gave up")));
     }

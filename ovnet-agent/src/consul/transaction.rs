@@ -62,6 +62,14 @@ pub(super) struct Conflict {
     pub(super) errors: Vec<OperationError>,
 }
 
+impl Conflict {
+    /// What Consul says where the ACL token does not allow one of the steps.
+    pub(super) fn denied(&self) -> Option<String> {
+        let mut said = self.errors.iter().map(|error| &error.what);
+        said.find(|what| what.contains("Permission denied")).cloned()
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct OperationError {

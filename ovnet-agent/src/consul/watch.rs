@@ -6,9 +6,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -19,66 +18,24 @@ use tokio::{
 
 use super::{
     client::{Consul, Listing},
-    folder::{Folder, Outcome},
-    networks::{endpoint_key, endpoints_folder, network_key},
+    folder::{Folder, Follow, Outcome},
+    networks::{endpoints_folder, network_key},
     schema::{EndpointRecord, HostRecord, NetworkRecord},
     sentinel,
+    snapshot::{HostEntry, Snapshot},
     transaction::Operation,
 };
 
 /// The pause after a good answer: a burst of writes then costs a few queries, not one each.
 const PAUSE: Duration = Duration::from_millis(20);
+/// An answer that comes sooner than this with no new index is not one of a query that waited.
+const TOO_SOON: Duration = Duration::from_secs(1);
 /// The pause after the first failure; doubled with each further one, up to [`LONGEST_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
-/// The longest pause between attempts, before jitter of up to as much again.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-
-/// What Consul holds, as last read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Hosts by name; `None` until they were read once.
-    pub hosts: Option<BTreeMap<String, HostEntry>>,
-    /// Networks by name; `None` until they were read once.
-    pub networks: Option<BTreeMap<String, NetworkRecord>>,
-    /// Endpoints by network id and address; no entry for a network whose endpoints were not read
-    /// yet, or are not watched any more.
-    pub endpoints: BTreeMap<String, BTreeMap<Ipv4Addr, EndpointRecord>>,
-    /// What [`Self::identity`] is to the networks, to the endpoints of each network, by its id.
-    pub endpoint_identities: BTreeMap<String, String>,
-    /// Keys, without the prefix, of records above that Consul has lost and that only we still
-    /// know. Their owners put them back; see [`Self::has_lost_network`].
-    pub lost: BTreeSet<String>,
-    /// Records there are now that cannot be read. Each was logged once.
-    pub unreadable: usize,
-    /// Names of networks among them: they are there all the same.
-    pub unreadable_networks: BTreeSet<String>,
-    /// Tells this Consul's networks from those of another, or of this one before it was wiped;
-    /// `None` until they were read. Text to be compared, across restarts of the agent, too.
-    pub identity: Option<String>,
-    /// `connected`, or one line that says what is wrong.
-    pub consul_state: String,
-}
-
-impl Snapshot {
-    /// Whether this network is known here although Consul has lost its record.
-    pub fn has_lost_network(&self, name: &str) -> bool {
-        self.lost.contains(&network_key(name))
-    }
-
-    /// Whether this endpoint is known here although Consul has lost its record.
-    pub fn has_lost_endpoint(&self, network_id: &str, address: Ipv4Addr) -> bool {
-        self.lost.contains(&endpoint_key(network_id, address))
-    }
-}
-
-/// A host and whether its lease stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostEntry {
-    /// Its record.
-    pub record: HostRecord,
-    /// Whether a session holds the record; `false` is a lost lease.
-    pub locked: bool,
-}
+/// The longest pause between attempts, before jitter of up to as much again. Short, because a
+/// cluster must have converged within 5 s of Consul answering, and putting back what was lost takes
+/// several steps one after the other. What it costs is a few requests a second and host.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// The task that watches; it ends when this is dropped.
 #[derive(Debug)]
@@ -138,8 +95,15 @@ impl Subject {
 struct Watched {
     records: Records,
     failures: u32,
+    /// Answers without the sentinel since the last one that had it.
+    bare: u32,
+    /// Answers in a row whose index did not go forwards. Where that goes on, waiting for the next
+    /// one would be asking as fast as Consul answers.
+    odd: u32,
     problem: Option<String>,
     query: AbortHandle,
+    /// The index that the query under way waits for; 0 for one that asks for what there is.
+    asked: u64,
     /// Tells the answers of this watching of the folder from those of an earlier one.
     generation: u64,
 }
@@ -159,11 +123,11 @@ impl Records {
         }
     }
 
-    fn lacks_sentinel(&self) -> bool {
+    fn overwritten(&self) -> Vec<&str> {
         match self {
-            Self::Hosts(folder) => folder.lacks_sentinel(),
-            Self::Networks(folder) => folder.lacks_sentinel(),
-            Self::Endpoints(folder) => folder.lacks_sentinel(),
+            Self::Hosts(folder) => folder.overwritten().collect(),
+            Self::Networks(folder) => folder.overwritten().collect(),
+            Self::Endpoints(folder) => folder.overwritten().collect(),
         }
     }
 }
@@ -171,6 +135,7 @@ impl Records {
 struct Answer {
     subject: Subject,
     generation: u64,
+    took: Duration,
     result: Result<Option<Listing>>,
 }
 
@@ -216,7 +181,16 @@ impl Watch {
             Subject::Networks => Records::Networks(Folder::new(folder)),
             Subject::Endpoints(_) => Records::Endpoints(Folder::new(folder)),
         };
-        let watched = Watched { records, failures: 0, problem: None, query, generation };
+        let watched = Watched {
+            records,
+            failures: 0,
+            bare: 0,
+            odd: 0,
+            problem: None,
+            query,
+            asked: 0,
+            generation,
+        };
         self.watched.insert(subject, watched);
     }
 
@@ -262,6 +236,7 @@ impl Watch {
         };
         self.queries.spawn(async move {
             tokio::time::sleep(pause).await;
+            let started = Instant::now();
             let result = async {
                 if make_sentinel {
                     create_sentinel(&consul, &subject, network.as_deref()).await?;
@@ -273,7 +248,7 @@ impl Watch {
                 }
             }
             .await;
-            Answer { subject, generation, result }
+            Answer { subject, generation, took: started.elapsed(), result }
         })
     }
 
@@ -287,7 +262,7 @@ impl Watch {
         found.map(|(name, _)| name.to_owned())
     }
 
-    fn take_in(&mut self, Answer { subject, generation, result }: Answer) {
+    fn take_in(&mut self, Answer { subject, generation, took, result }: Answer) {
         let Some(watched) = self.watched.get_mut(&subject) else { return };
         if watched.generation != generation {
             return;
@@ -304,11 +279,14 @@ impl Watch {
                 folder.take_in(listing, |name, entry| EndpointRecord::parse(name, &entry.value))
             }
         });
-        let mut start_over = false;
+        let (mut start_over, mut odd) = (false, false);
         let (problem, next, make_sentinel) = match outcome {
-            Ok(Outcome::Good { next }) => (None, next, false),
+            Ok(Outcome::Good { next }) => {
+                odd = next <= watched.asked && took < TOO_SOON;
+                (None, next, false)
+            }
             Ok(Outcome::WentBack { next }) => {
-                start_over = true;
+                (start_over, odd) = (true, true);
                 (None, next, false)
             }
             Ok(Outcome::NoSentinel { lost }) => {
@@ -317,14 +295,24 @@ impl Watch {
             }
             Err(error) => (Some(error), 0, false),
         };
-        let pause = if problem.is_some() || make_sentinel {
+        let pause = if problem.is_some() {
             let pause = backoff(watched.failures);
             watched.failures = watched.failures.saturating_add(1);
-            // The first try at a sentinel needs no waiting: this is how a new cluster begins.
-            if make_sentinel && watched.failures == 1 { Duration::ZERO } else { pause }
+            pause
+        } else if make_sentinel {
+            let pause = backoff(watched.bare);
+            watched.bare = watched.bare.saturating_add(1);
+            // The first try needs no waiting: this is how a new cluster begins, and how one goes
+            // on whose Consul came back empty.
+            if watched.bare == 1 { Duration::ZERO } else { pause }
         } else {
-            watched.failures = 0;
-            if next == 0 { FIRST_BACKOFF } else { PAUSE }
+            (watched.failures, watched.bare) = (0, 0);
+            watched.odd = if odd { watched.odd.saturating_add(1) } else { 0 };
+            match watched.odd {
+                0 | 1 if next == 0 => FIRST_BACKOFF,
+                0 | 1 => PAUSE,
+                more => backoff(more - 2),
+            }
         };
         let problem = problem.map(|error| format!("{error:#}"));
         if watched.problem != problem {
@@ -336,39 +324,31 @@ impl Watch {
         }
         let query = self.query(subject.clone(), generation, pause, next, make_sentinel);
         if let Some(watched) = self.watched.get_mut(&subject) {
-            watched.query = query;
+            (watched.query, watched.asked) = (query, next);
         }
         if start_over {
-            self.start_over(|other| *other != subject);
+            self.start_over(|other, it| *other != subject && it.asked != 0);
         } else if subject == Subject::Networks {
             // A network that was put back may be one whose folder of endpoints waits for it.
-            let lacking: BTreeSet<_> = self
-                .watched
-                .iter()
-                .filter(|(other, it)| {
-                    matches!(other, Subject::Endpoints(_)) && it.records.lacks_sentinel()
-                })
-                .map(|(other, _)| other.clone())
-                .collect();
-            self.start_over(|other| lacking.contains(other));
+            self.start_over(|other, it| matches!(other, Subject::Endpoints(_)) && it.bare > 0);
         }
         self.publish();
     }
 
     /// Reads folders from the start: a query that waits for an index that Consul will not reach for
     /// a long time would see nothing until it times out.
-    fn start_over(&mut self, which: impl Fn(&Subject) -> bool) {
-        let others: Vec<_> = self.watched.keys().filter(|other| which(other)).cloned().collect();
+    fn start_over(&mut self, which: impl Fn(&Subject, &Watched) -> bool) {
+        let others = self.watched.iter().filter(|(other, it)| which(other, it));
+        let others: Vec<_> = others.map(|(other, _)| other.clone()).collect();
         for subject in others {
             self.generations += 1;
             let generation = self.generations;
             // The query that is given up here may have been about to make the sentinel.
-            let make_sentinel =
-                self.watched.get(&subject).is_some_and(|it| it.records.lacks_sentinel());
+            let make_sentinel = self.watched.get(&subject).is_some_and(|it| it.bare > 0);
             let query = self.query(subject.clone(), generation, Duration::ZERO, 0, make_sentinel);
             if let Some(watched) = self.watched.get_mut(&subject) {
                 std::mem::replace(&mut watched.query, query).abort();
-                watched.generation = generation;
+                (watched.generation, watched.asked) = (generation, 0);
             }
         }
     }
@@ -379,8 +359,10 @@ impl Watch {
             if let Some(problem) = problem {
                 snapshot.consul_state.clone_from(problem);
             }
-            let (folder, kept) = (subject.folder(), records.kept());
-            snapshot.lost.extend(kept.into_iter().map(|name| format!("{folder}{name}")));
+            let folder = subject.folder();
+            let key = |name: &str| format!("{folder}{name}");
+            snapshot.lost.extend(records.kept().into_iter().map(key));
+            snapshot.overwritten.extend(records.overwritten().into_iter().map(key));
             match (subject, records) {
                 (_, Records::Hosts(folder)) => {
                     snapshot.unreadable += folder.unreadable().len();
@@ -439,7 +421,7 @@ async fn create_sentinel(consul: &Consul, subject: &Subject, network: Option<&st
     Ok(())
 }
 
-fn by_name<T: Clone>(folder: &Folder<T>) -> BTreeMap<String, T> {
+fn by_name<T: Clone + Follow>(folder: &Folder<T>) -> BTreeMap<String, T> {
     folder.records().map(|(name, record)| (name.to_owned(), record.clone())).collect()
 }
 

@@ -74,6 +74,8 @@ pub(super) fn inputs() -> Inputs {
             ("docker01".into(), host([192, 168, 1, 11])),
             ("docker02".into(), host([192, 168, 1, 12])),
         ])),
+        seniority: Vec::new(),
+        networks: BTreeMap::new(),
         endpoints: BTreeMap::new(),
         local: vec![(local, 7)],
         ports: PortInputs::default(),
@@ -174,25 +176,93 @@ fn a_host_cannot_claim_our_vtep_address() {
 }
 
 #[test]
-fn of_two_hosts_with_one_vtep_address_the_first_name_keeps_it() {
+fn of_two_hosts_with_one_vtep_address_the_one_that_had_it_first_keeps_it() {
     let mut inputs = inputs();
     let hosts = inputs.hosts.as_mut().unwrap();
-    hosts.insert("docker03".into(), host([192, 168, 1, 12]));
-    announce(&mut inputs, record("docker03", [10, 0, 0, 4]));
+    hosts.insert("aaa".into(), host([192, 168, 1, 12]));
+    inputs.seniority = ["docker01", "docker02", "aaa"].map(str::to_owned).to_vec();
+    announce(&mut inputs, record("aaa", [10, 0, 0, 4]));
     let desired = desired(&inputs);
     assert!(desired.tables.endpoints.contains_key(&key([10, 0, 0, 3])));
     assert!(!desired.tables.endpoints.contains_key(&key([10, 0, 0, 4])));
-    assert_eq!(desired.contradictions.len(), 1);
+    let told = "hosts docker02 and aaa both claim the VTEP address 192.168.1.12; docker02 keeps it";
+    assert_eq!(desired.contradictions, [told]);
 }
 
 #[test]
-fn nobody_is_the_gateway_or_outside_the_subnet() {
+fn nobody_is_the_gateway_or_of_the_network_itself_or_outside_the_subnet() {
     let mut inputs = inputs();
-    announce(&mut inputs, record("docker02", [10, 0, 0, 1]));
-    announce(&mut inputs, record("docker02", [10, 0, 1, 4]));
+    inputs.local[0].0.network.aux.insert("router".into(), [10, 0, 0, 9].into());
+    for address in [[10, 0, 0, 1], [10, 0, 1, 4], [10, 0, 0, 0], [10, 0, 0, 255], [10, 0, 0, 9]] {
+        announce(&mut inputs, record("docker02", address));
+    }
     let desired = desired(&inputs);
     assert_eq!(desired.tables.endpoints.len(), 2);
-    assert_eq!(desired.contradictions.len(), 2);
+    assert_eq!(desired.contradictions.len(), 5);
+}
+
+#[test]
+fn a_mac_of_another_endpoint_takes_nothing_from_it() {
+    let mut inputs = inputs();
+    let double = EndpointRecord {
+        mac: format_mac(mac_of([10, 0, 0, 2].into())),
+        ..record("docker02", [10, 0, 0, 4])
+    };
+    announce(&mut inputs, double);
+    // Packets are delivered by address; what is written into a frame is for its receiver alone.
+    let tables = desired(&inputs).tables;
+    assert_eq!(tables.endpoints[&key([10, 0, 0, 2])].ifindex, 7);
+    assert_eq!(tables.ports[&7].mac, [2, 0x42, 10, 0, 0, 2]);
+    assert_eq!(tables.endpoints[&key([10, 0, 0, 4])].vtep, mapped([192, 168, 1, 12]));
+}
+
+#[test]
+fn a_vni_is_the_networks_whose_endpoint_was_here_first() {
+    let mut inputs = inputs();
+    let (mut liar, _) = inputs.local[0].clone();
+    liar.network.id = "net0".into();
+    liar.network.name = "aaa".into();
+    liar.record = record("docker01", [10, 0, 0, 5]);
+    liar.host_ifname = "ovnet00000002".into();
+    inputs.local.insert(0, (liar, 8));
+    let stolen = BTreeMap::from([([10, 0, 0, 3].into(), record("aaa", [10, 0, 0, 3]))]);
+    inputs.endpoints.insert("net0".into(), stolen);
+    let desired = desired(&inputs);
+    assert_eq!(desired.tables.endpoints.len(), 2);
+    let honest = desired.tables.endpoints[&key([10, 0, 0, 3])];
+    assert_eq!(honest.vtep, mapped([192, 168, 1, 12]));
+    assert_eq!(desired.tables.ports.keys().collect::<Vec<_>>(), [&7]);
+    let told = "endpoint 10.0.0.5 of network aaa is cut off: VNI 4096 is network ov_net1's here";
+    assert_eq!(desired.contradictions, [told]);
+    // Without a program the host itself would forward what it sends.
+    assert!(desired.attachments.iter().any(|it| it.interface == "ovnet00000002"));
+}
+
+#[test]
+fn networks_that_reuse_a_vni_or_overlap_are_told_of() {
+    let mut inputs = inputs();
+    let other = |name: &str, vni, subnet: &str| NetworkRecord {
+        id: name.into(),
+        name: name.into(),
+        vni,
+        subnet: subnet.parse().unwrap(),
+        ..network()
+    };
+    let networks = [
+        network(),
+        other("a", 4097, "10.1.0.0/24"),
+        other("b", VNI, "10.2.0.0/24"),
+        other("c", 4098, "10.0.0.128/25"),
+        other("d", 4099, "10.0.1.0/24"),
+    ];
+    inputs.networks = networks.into_iter().map(|it| (it.name.clone(), it)).collect();
+    assert_eq!(
+        desired(&inputs).contradictions,
+        [
+            "networks b and ov_net1 both say VNI 4096",
+            "networks ov_net1 and c overlap: 10.0.0.0/24 and 10.0.0.128/25",
+        ]
+    );
 }
 
 #[test]

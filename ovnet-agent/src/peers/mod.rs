@@ -179,7 +179,7 @@ pub fn warning(node: &str, vtep: std::net::Ipv4Addr, mtu: u32, state: State) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consul::watch::HostEntry;
+    use crate::consul::HostEntry;
 
     #[test]
     fn hosts_with_an_agent_are_asked_with_what_both_uplinks_take() {

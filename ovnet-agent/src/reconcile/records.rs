@@ -13,7 +13,7 @@ use std::{
 use super::Shared;
 use crate::{
     consul::{
-        Snapshot,
+        Lease, Snapshot,
         schema::{EndpointRecord, NetworkRecord},
     },
     state::LocalEndpoint,
@@ -23,7 +23,7 @@ use crate::{
 const SETTLE: Duration = Duration::from_secs(30);
 
 /// Between attempts to put back what Consul lost: passes come much faster.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Keeps them. Its writes run beside the loop, one at a time per endpoint.
 pub(super) struct OwnRecords {
@@ -31,6 +31,8 @@ pub(super) struct OwnRecords {
     added: BTreeMap<String, Instant>,
     /// When what was lost was last put back, or tried to be, by id.
     tried: Mutex<BTreeMap<String, Instant>>,
+    /// Networks whose endpoints were compared since Consul was last out of reach.
+    compared: BTreeSet<String>,
     busy: Arc<Mutex<BTreeSet<String>>>,
     /// Records of endpoints that are gone, by endpoint id, until Consul has released them.
     gone: Arc<Mutex<BTreeMap<String, Gone>>>,
@@ -41,12 +43,18 @@ type Gone = (NetworkRecord, EndpointRecord);
 impl OwnRecords {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let (added, tried) = (BTreeMap::new(), Mutex::default());
-        Self { shared, added, tried, busy: Arc::default(), gone: Arc::default() }
+        let compared = BTreeSet::new();
+        Self { shared, added, tried, compared, busy: Arc::default(), gone: Arc::default() }
     }
 
     /// Notes that this endpoint is being attached now.
     pub(super) fn added(&mut self, id: &str) {
         self.added.insert(id.to_owned(), Instant::now());
+    }
+
+    /// When to look again although nothing happened: what is put back may fail.
+    pub(super) fn next_try(&self) -> Option<Instant> {
+        lock(&self.tried).values().min().map(|at| *at + RETRY)
     }
 
     /// Compares what Consul said with what is here. Only what was read is compared.
@@ -58,20 +66,27 @@ impl OwnRecords {
     ) {
         self.added.retain(|_, since| since.elapsed() < SETTLE);
         if snapshot.consul_state != "connected" {
+            self.compared.clear();
+            lock(&self.tried).clear();
             return;
         }
         self.restore_lost(snapshot, local);
-        // Looked at only by the timer: a record just written need not be in the snapshot yet.
-        if !whole {
-            return;
+        if whole || self.compared.is_empty() {
+            let gone: Vec<Gone> = lock(&self.gone).values().cloned().collect();
+            for gone in gone {
+                self.try_release(gone);
+            }
         }
-        let gone: Vec<Gone> = lock(&self.gone).values().cloned().collect();
-        for gone in gone {
-            self.try_release(gone);
-        }
+        let mut compared = BTreeSet::new();
         for (endpoint, _) in local {
             let LocalEndpoint { record, network, .. } = endpoint;
+            // Looked at only by the timer, and when Consul is back: a record just written need not
+            // be in the snapshot yet.
+            if !whole && self.compared.contains(&network.id) {
+                continue;
+            }
             let read = snapshot.endpoints.get(&network.id);
+            compared.extend(read.map(|_| network.id.clone()));
             let found = read.map(|endpoints| endpoints.get(&record.address));
             if found == Some(Some(record)) {
                 // Its attach wrote the record: it is over.
@@ -87,10 +102,23 @@ impl OwnRecords {
                 self.publish(network, record);
             }
         }
+        self.compared.extend(compared);
+    }
+
+    /// Has the lease look where Consul says something else of this host than it announces. The lease
+    /// knows best, and does nothing where all is well by now.
+    pub(super) fn keep_announced(&self, snapshot: &Snapshot, lease: &Lease) {
+        let Some(hosts) = &snapshot.hosts else { return };
+        let ours = lease.record();
+        let says = hosts.get(&ours.node).map(|entry| &entry.record);
+        if snapshot.has_lost_host(&ours.node) || says != Some(&ours) {
+            lease.look();
+        }
     }
 
     /// Puts back at once what Consul lost with its data: until then others may be given an address
-    /// that is in use here. A snapshot keeps what was lost, so presence in it proves nothing.
+    /// that is in use here. A snapshot keeps what was lost, so presence in it proves nothing. And
+    /// what somebody else has written over: who reads it for the first time believes it.
     fn restore_lost(&self, snapshot: &Snapshot, local: &[(LocalEndpoint, u32)]) {
         let mut tried = lock(&self.tried);
         tried.retain(|_, at| at.elapsed() < RETRY);
@@ -112,7 +140,19 @@ impl OwnRecords {
             }
         }
         for (LocalEndpoint { record, network, .. }, _) in local {
-            if snapshot.has_lost_network(&network.name) {
+            // As it was read before, which is as all hosts know it.
+            let before = snapshot.networks.as_ref().and_then(|it| it.get(&network.name));
+            if let Some(before) = before.filter(|it| it.id == network.id)
+                && snapshot.has_overwritten_network(&network.name)
+                && is_due(&network.id)
+            {
+                self.rewrite(before);
+            }
+            if snapshot.has_overwritten_endpoint(&network.id, record.address) {
+                if is_due(&record.id) {
+                    self.reclaim(network, record);
+                }
+            } else if snapshot.has_lost_network(&network.name) {
                 // Its endpoints can be announced when it is there.
                 if is_due(&network.id) {
                     self.restore(network);
@@ -162,6 +202,37 @@ impl OwnRecords {
                 lock(&gone).insert(record.id.clone(), (network.clone(), record.clone()));
                 if shared.consul.release_endpoint(&network.id, &record).await.is_ok() {
                     lock(&gone).remove(&record.id);
+                }
+            }
+        });
+    }
+
+    fn reclaim(&self, network: &NetworkRecord, record: &EndpointRecord) {
+        let (network, record) = (network.clone(), record.clone());
+        let consul = self.shared.consul.clone();
+        self.spawn(record.id.clone(), async move {
+            match consul.reclaim_endpoint(&network, &record).await {
+                Ok(()) => tracing::warn!(
+                    network = network.name, address = %record.address,
+                    "somebody wrote over an endpoint's record; put it back"
+                ),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "an endpoint is not announced");
+                }
+            }
+        });
+    }
+
+    fn rewrite(&self, network: &NetworkRecord) {
+        let (consul, network) = (self.shared.consul.clone(), network.clone());
+        self.spawn(network.id.clone(), async move {
+            match consul.rewrite_network(&network).await {
+                Ok(()) => tracing::warn!(
+                    network = network.name,
+                    "somebody wrote over a network's record; put it back"
+                ),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "a network in use has no record");
                 }
             }
         });

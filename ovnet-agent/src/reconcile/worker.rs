@@ -32,7 +32,7 @@ use crate::{
     apply::Failure,
     consul::{Lease, Watcher},
     datapath::Tables,
-    desired::{Inputs, UplinkView, desired},
+    desired::{Inputs, Seniority, UplinkView, desired},
     hosts::HostTable,
     net::{self, Hop, Net, Uplink},
     state::StateFolder,
@@ -50,6 +50,7 @@ pub struct Worker {
     /// The address that the programs take for ours, see [`Worker::follow_vtep`].
     vtep: Ipv4Addr,
     hosts: HostTable,
+    seniority: Seniority,
     /// What the maps hold: read whole at each repair, kept up to date by `apply` in between.
     tables: Tables,
     own_records: OwnRecords,
@@ -62,8 +63,6 @@ pub struct Worker {
     sandboxes: BTreeMap<String, u64>,
     /// The next hops that the kernel keeps resolved for us.
     neighbours: BTreeSet<Hop>,
-    /// The last pass's contradictions, so that each is logged once.
-    contradictions: BTreeSet<String>,
     /// Whether the first pass is over; its changes are no repairs.
     settled: bool,
 }
@@ -94,6 +93,7 @@ impl Worker {
             uplink,
             away: false,
             hosts,
+            seniority: Seniority::default(),
             tables: Tables::default(),
             own_records,
             ports,
@@ -102,7 +102,6 @@ impl Worker {
             waiting: Vec::new(),
             sandboxes: BTreeMap::new(),
             neighbours: BTreeSet::new(),
-            contradictions: BTreeSet::new(),
             settled: false,
         }
     }
@@ -143,7 +142,8 @@ impl Worker {
                     None => std::future::pending().await,
                 }
             };
-            let waited = self.waiting.iter().map(|waiting| waiting.until).min();
+            let waited = self.waiting.iter().map(|waiting| waiting.until);
+            let waited = waited.chain(self.own_records.next_try()).min();
             let overdue = async {
                 match waited {
                     Some(until) => tokio::time::sleep_until(until.into()).await,
@@ -160,6 +160,7 @@ impl Worker {
                 Ok(()) = snapshots.changed() => {}
                 Some(()) = changed => {}
                 () = overdue => {}
+                () = lease.changed() => {}
                 _ = repair.tick() => whole = true,
             }
             self.turn(requests, whole, &watcher, &lease).await;
@@ -279,7 +280,11 @@ impl Worker {
             self.hosts.update(hosts, connected, Instant::now(), |host| peers.reaches(host));
         }
         self.follow_vtep(&snapshot, lease, repair);
-        let usable = snapshot.hosts.is_some().then(|| self.hosts.usable());
+        let usable = snapshot.hosts.as_ref().map(|read| {
+            let usable = self.hosts.usable();
+            self.seniority.update(&usable, read);
+            usable
+        });
         let desired = desired(&Inputs {
             node: self.shared.options.node.clone(),
             uplink: UplinkView {
@@ -294,17 +299,21 @@ impl Worker {
             xdp,
             settled: self.hosts.settled(),
             hosts: usable.clone(),
+            seniority: self.seniority.order(),
+            networks: snapshot.networks.clone().unwrap_or_default(),
             endpoints: snapshot.endpoints.clone(),
             local: local.clone(),
             ports,
             held: self.hold(&links),
         });
-        self.log_contradictions(&desired.contradictions);
+        let ignored = desired.contradictions.iter();
+        seen.notes.extend(ignored.map(|line| format!("a record is ignored: {line}")));
 
         let told = self.hosts_are_told(&local, usable.as_ref(), &snapshot);
         let occasion = Occasion { whole, moved, told };
         let failures = self.change(&desired, occasion, &links, &mut seen).await?;
         self.own_records.keep(&snapshot, &local, whole);
+        self.own_records.keep_announced(&snapshot, lease);
 
         let mut view = self.shared.view();
         view.usable_hosts = usable.map(|hosts| {
@@ -330,13 +339,5 @@ impl Worker {
             view.errors = notes;
         }
         Ok(failures)
-    }
-
-    fn log_contradictions(&mut self, found: &[String]) {
-        let found: BTreeSet<String> = found.iter().cloned().collect();
-        for line in found.difference(&self.contradictions) {
-            tracing::warn!("a record is ignored: {line}");
-        }
-        self.contradictions = found;
     }
 }

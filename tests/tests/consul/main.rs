@@ -8,6 +8,7 @@
     reason = "this is test code, and a panic names the line that failed"
 )]
 
+mod acl;
 mod claims;
 mod lease;
 mod networks;

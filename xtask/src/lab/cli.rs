@@ -190,6 +190,7 @@ fn bring_up(up: Up, prefix: String) -> Result<()> {
         wire: up.wire,
         xdp: up.xdp,
         agents: !up.no_agents,
+        consul_at: None,
         agent_args: up.agent_args,
         bin_dir,
         stand_in: up.stand_in,

@@ -21,6 +21,9 @@ pub struct Options {
     pub xdp: Option<String>,
     /// Whether to start an agent on each host.
     pub agents: bool,
+    /// Consul as the agents are told of it; the lab's own, at its address, where absent.
+    #[serde(default)]
+    pub consul_at: Option<String>,
     /// Further arguments of every agent.
     pub agent_args: Vec<String>,
     /// Where `ovnet-agent` and `ovnet` are; see [`super::default_bin_dir`] where absent.
@@ -49,6 +52,7 @@ impl Default for Options {
             wire: Wire::default(),
             xdp: None,
             agents: true,
+            consul_at: None,
             agent_args: Vec::new(),
             bin_dir: None,
             stand_in: false,

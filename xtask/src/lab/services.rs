@@ -147,7 +147,7 @@ impl Lab {
             bail!("the agent of {node} runs already as process {}", process.pid);
         }
         let options = self.options();
-        let consul = self.consul()?;
+        let consul = options.consul_at.clone().map_or_else(|| self.consul(), Ok)?;
         let mut argv = vec!["ovnet-agent", "--consul", &consul, "--advertise", UPLINK];
         argv.extend(["--node", node]);
         argv.extend(options.xdp.as_deref().into_iter().flat_map(|mode| ["--xdp", mode]));
