@@ -181,6 +181,9 @@ numbered! {
         /// UDP between a sandbox's way out or published port and the port of VXLAN: it would leave in
         /// this host's name, and the other side would take it for VXLAN of this host.
         VxlanPort = 60, "vxlan-port";
+        /// A sandbox left a checksum to be written over a header that was checked: forging, by a
+        /// packet socket.
+        ForgedChecksum = 61, "forged-checksum";
     }
 }
 
