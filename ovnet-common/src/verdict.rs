@@ -186,6 +186,9 @@ numbered! {
         /// VXLAN with the VNI of probes that is no question of the host that sent it: forged, or an
         /// answer that did not go to the port of who asked.
         NotAProbe = 61, "not-a-probe";
+        /// A sandbox left a checksum to be written over a header that was checked: forging, by a
+        /// packet socket.
+        ForgedChecksum = 62, "forged-checksum";
     }
 }
 

@@ -10,6 +10,7 @@ use ovnet_common::{
 use crate::{
     arp, encapsulate, gateway, maps,
     parse::{Ethernet, Frame, Ipv4, is_tagged},
+    partial,
 };
 
 /// Decides about a packet that came in by a host-side veth.
@@ -53,6 +54,10 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         return nobody(ctx, ifindex, port.vni, &ip);
     };
     if endpoint.ifindex == 0 {
+        // A neighbour's kernel takes such a checksum for right, and writes nothing.
+        if partial::is_over_headers(ctx.skb.skb) != 0 {
+            return Verdict::Drop(DropReason::ForgedChecksum);
+        }
         return encapsulate::towards(ctx, ifindex, port.vni, port.mac, &ip, &endpoint);
     }
     // A container may send to a neighbour by the gateway's MAC; the neighbour only takes its own.

@@ -20,6 +20,7 @@ use ovnet_common::{
 use crate::{
     arp, conntrack, fragments, icmp_error, maps,
     parse::{Ethernet, Frame, Ipv4, Transport, is_tagged},
+    partial,
     published::{Outcome, is_vxlan},
     translate,
 };
@@ -27,6 +28,9 @@ use crate::{
 /// Decides about a packet that came in by a port of a gwbridge.
 #[inline(always)]
 pub(crate) fn handle(ctx: &TcContext) -> Verdict {
+    if is_forging(ctx) {
+        return Verdict::Drop(DropReason::ForgedChecksum);
+    }
     match answer(ctx) {
         left @ (Verdict::Pass | Verdict::Kernel(_)) => {
             // An answer of a known flow is by its own sandbox already.
@@ -42,6 +46,15 @@ pub(crate) fn handle(ctx: &TcContext) -> Verdict {
         }
         decided => decided,
     }
+}
+
+/// Whether IPv4 of a sandbox is to become something else after it was looked at here, and by the
+/// kernel's rules.
+#[inline(always)]
+fn is_forging(ctx: &TcContext) -> bool {
+    let frame = Frame::tc_pulled(ctx, ethernet::LEN + ipv4::LEN);
+    let kind = frame.and_then(|frame| frame.read(ethernet::TYPE));
+    kind == Some(ethernet::IPV4.to_be_bytes()) && partial::is_over_headers(ctx.skb.skb) != 0
 }
 
 /// Whether a sandbox of ours speaks in its own name: the bridge keeps sandboxes apart, but it, and

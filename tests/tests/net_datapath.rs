@@ -66,6 +66,7 @@ fn whole_packets_on_the_wire() {
     }
     steps.step("hostile: a sandbox", || hostile::from_a_sandbox(&lab, &mesh));
     steps.step("hostile: the wire", || hostile::from_the_wire(&lab, &mesh, TC));
+    steps.step("hostile: a checksum", || hostile::checksums(&lab, &mesh));
     steps.step("hostile: another VLAN", || hostile::in_a_vlan(&lab, &mesh));
     steps.step("ECN inwards", || ecn::inwards(&lab, &mesh, TC));
     steps.step("ECN outwards", || ecn::outwards(&lab, &mesh));

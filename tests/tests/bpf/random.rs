@@ -16,7 +16,7 @@ use ovnet_agent::datapath::Tables;
 use ovnet_common::{
     abi::{Program, map},
     published::{FlowKey, FlowValue, FragmentKey, FragmentValue},
-    verdict::{KernelReason, SlowReason, Verdict, label},
+    verdict::{DropReason, KernelReason, SlowReason, Verdict, label},
 };
 use ovnet_tests::{
     bpf::{Bench, Counters, GATEWAY_PORT, Input, PORT_A1, PORT_UNKNOWN, TunnelKey, bench},
@@ -356,7 +356,7 @@ fn packets_that_were_wrong_once_are_right() {
 #[test]
 fn a_million_packets_of_containers() {
     // A test run repeats a program only by a number; see `encapsulate.rs`.
-    let rare = [SlowReason::AlreadyEncapsulated as u8];
+    let rare = [SlowReason::AlreadyEncapsulated as u8, DropReason::ForgedChecksum as u8];
     let name = "a_million_packets_of_containers";
     storm(name, Program::FromContainer, super::from_container::fixtures, &rare);
 }
@@ -383,5 +383,6 @@ fn a_million_packets_of_the_vxlan_device() {
 
 #[test]
 fn a_million_packets_of_gateway_ports() {
-    storm("a_million_packets_of_gateway_ports", Program::FromGwbridge, Vec::new, &[]);
+    let rare = [DropReason::ForgedChecksum as u8];
+    storm("a_million_packets_of_gateway_ports", Program::FromGwbridge, Vec::new, &rare);
 }

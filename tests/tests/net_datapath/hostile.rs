@@ -99,6 +99,39 @@ pub(crate) fn from_a_sandbox(lab: &Lab, mesh: &Mesh) {
     ping_all(lab, &one.name, to, &[]);
 }
 
+/// Frames whose checksum a sandbox leaves to be written: where it belongs, and over what was checked.
+/// The uplink computes none itself, so the kernel writes them after the programs.
+pub(crate) fn checksums(lab: &Lab, mesh: &Mesh) {
+    let [one, two, _] = mesh.three();
+    let (own, to) = (one.address, two.address);
+    let frame = ethernet(mac_of(to), mac_of(own), IPV4, &udp(own, to, 0, (7, 7), MARK));
+    // struct virtio_net_hdr: VIRTIO_NET_HDR_F_NEEDS_CSUM, no GSO, where to begin and what to write.
+    let left = |begin: u16, field: u16| {
+        let mut header = vec![1, 0, 0, 0, 0, 0];
+        header.extend(begin.to_ne_bytes());
+        header.extend(field.to_ne_bytes());
+        [&header[..], &frame].concat()
+    };
+    script(lab, "docker01", "ethtool -K ens33 tx off", &[]);
+    let inside = Wire::open(lab, &two.name, "eth0");
+    let wire = Wire::open(lab, "docker02", "ens33");
+    let sender = Wire::open(lab, &one.name, "eth0").with_header();
+    // Over the source address, the destination address, and the ports.
+    for (begin, field) in [(20, 6), (20, 8), (20, 12), (34, 0), (34, 2)] {
+        let counters = Counters::now(lab);
+        sender.send(&left(begin, field));
+        let counted = counters.since().packets("docker01", "from_container", "forged-checksum");
+        assert_eq!(counted, 1, "at {begin} + {field}");
+    }
+    let found = wire.find(Duration::from_millis(200), |frame| holds(frame, MARK));
+    assert!(found.is_none(), "it left: {found:02x?}");
+    sender.send(&left(34, 6));
+    let found = inside.find(SOON, |frame| holds(frame, MARK)).unwrap();
+    assert_ne!(found[40..42], [0, 0], "its checksum was written");
+    script(lab, "docker01", "ethtool -K ens33 tx on", &[]);
+    ping_all(lab, &one.name, to, &[]);
+}
+
 /// Waits for a line of `ovnet monitor`; since drops are sampled, frames are sent again meanwhile.
 fn monitored(
     lab: &Lab,

@@ -99,6 +99,13 @@ impl Wire {
         Self(descriptor)
     }
 
+    /// Every frame sent from now on begins with a `virtio_net_hdr`.
+    pub(crate) fn with_header(self) -> Self {
+        const PACKET_VNET_HDR: i32 = 15;
+        crate::traffic::set(&self.0, libc::SOL_PACKET, PACKET_VNET_HDR, 1);
+        self
+    }
+
     pub(crate) fn send(&self, frame: &[u8]) {
         assert_eq!(unistd::write(&self.0, frame).unwrap(), frame.len());
     }
