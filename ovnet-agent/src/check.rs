@@ -11,17 +11,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::{config::Dns, docker, firewall, net::Net};
+use crate::{config::Dns, datapath, docker, firewall, net::Net};
 
 /// How long the probe of Consul may take.
 const CONSUL: Duration = Duration::from_secs(5);
-/// Oldest kernel the programs can be loaded on, and the first with TCX. XDP in several buffers came
-/// with 5.18, the tunnel key's local address with 5.19, and 6.1 is the long-term kernel after them.
+/// The oldest kernel that the agent runs on. XDP in several buffers came with 5.18, the tunnel key's
+/// local address with 5.19, and 6.1 is the long-term kernel after them, which is tested.
 const OLDEST: (u32, u32) = (6, 1);
-const TCX: (u32, u32) = (6, 6);
 
 /// What the agent would be started with.
 #[derive(Clone, Debug)]
@@ -188,7 +187,9 @@ fn kernel() -> Row {
 /// Refuses a kernel that the programs are not written for, before anything is made.
 pub fn require_kernel() -> Result<()> {
     let release = release();
-    recent_enough(&release).with_context(|| format!("Linux {release} is too old"))
+    recent_enough(&release)
+        .with_context(|| format!("Linux {release} is too old"))
+        .map_err(|error| anyhow!("{error:#}, see `ovnet-agent check`"))
 }
 
 /// A release whose number cannot be read is given the benefit of the doubt.
@@ -200,16 +201,13 @@ fn recent_enough(release: &str) -> Result<()> {
 }
 
 fn tc() -> Row {
-    if version(&release()).is_some_and(|version| version >= TCX) {
+    if datapath::has_tcx() {
         return ok("TC attachment", "tcx");
     }
     warn(
         "TC attachment",
         "clsact",
-        format!(
-            "Linux {}.{} has tcx, where other programs cannot displace the agent's",
-            TCX.0, TCX.1
-        ),
+        "Linux 6.6 has tcx, where other programs cannot displace the agent's",
     )
 }
 
@@ -269,7 +267,7 @@ mod tests {
         assert_eq!(version("5.15.0-1023-aws"), Some((5, 15)));
         assert_eq!(version("6.6"), Some((6, 6)));
         assert_eq!(version("six"), None);
-        assert!(version("5.9.1") < Some(OLDEST) && version("6.12.0") > Some(TCX));
+        assert!(version("5.9.1") < Some(OLDEST) && version("6.12.0") > Some(OLDEST));
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn receive(ctx: &TcContext) -> Result<Verdict, DropReason> {
     if outer.read(ethernet::TYPE) != Some(ethernet::IPV4.to_be_bytes()) {
         return Ok(Verdict::Pass);
     }
-    let Some(outer_ip) = Ipv4::read(&outer, vxlan::OUTER_IP) else {
+    let Some(outer_ip) = Ipv4::read_fields(&outer, vxlan::OUTER_IP) else {
         return Ok(Verdict::Pass);
     };
     // Before more is pulled: the host's own TCP has its payload right behind its headers, and

@@ -86,10 +86,9 @@ struct Received {
 /// Reads the outer headers.
 #[inline(always)]
 fn outer(frame: &Frame, config: &HostConfig) -> Result<Outer, DropReason> {
-    let Some(header) = frame.read::<{ ipv4::LEN }>(vxlan::OUTER_IP) else {
+    let Some(ip) = Ipv4::read_fields(frame, vxlan::OUTER_IP) else {
         return Ok(Outer::NotOurs);
     };
-    let ip = Ipv4::parse(&header);
     if ip.protocol != ipv4::UDP || mapped(ip.destination) != config.vtep {
         return Ok(Outer::NotOurs);
     }
@@ -106,7 +105,7 @@ fn outer(frame: &Frame, config: &HostConfig) -> Result<Outer, DropReason> {
         return Ok(Outer::NotOurs);
     }
     // The kernel's IP layer, which would check it, never sees the packet.
-    if !checksum::ipv4_valid(&header) {
+    if !frame.read(vxlan::OUTER_IP).is_some_and(|header| checksum::ipv4_valid(&header)) {
         return Err(DropReason::OuterChecksum);
     }
     // A program cannot verify a checksum over the whole packet; the kernel can. VXLAN senders set
@@ -138,7 +137,7 @@ pub(crate) fn inner(frame: &Frame, offset: usize) -> Result<Inner, DropReason> {
         ethernet::ARP => return Ok(Inner::Arp),
         _ => return Err(DropReason::EtherType),
     }
-    let ip = Ipv4::read(frame, offset + ethernet::LEN).ok_or(DropReason::Truncated)?;
+    let ip = Ipv4::read_fields(frame, offset + ethernet::LEN).ok_or(DropReason::Truncated)?;
     if !ip.is_valid() {
         return Err(DropReason::BadIpHeader);
     }

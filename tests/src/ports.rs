@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xtask::lab::CLIENT;
+use xtask::lab::{CLIENT, patience};
 
 use crate::{cluster::Cluster, lab::Counters};
 
@@ -108,8 +108,8 @@ pub fn ask(stream: &mut TcpStream) -> Result<Ipv4Addr> {
 pub fn connect(cluster: &Cluster, from: &str, to: Ipv4Addr) -> Result<TcpStream> {
     cluster.lab.inside(from, move || {
         let to = SocketAddr::V4(SocketAddrV4::new(to, PORT));
-        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let stream = TcpStream::connect_timeout(&to, patience(PATIENCE))?;
+        stream.set_read_timeout(Some(patience(PATIENCE)))?;
         Ok(stream)
     })
 }
@@ -122,7 +122,7 @@ pub fn ask_by_datagram(
     bytes: usize,
 ) -> Result<Ipv4Addr> {
     let socket = cluster.lab.inside(from, move || Ok(UdpSocket::bind("0.0.0.0:0")?))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience(PATIENCE)))?;
     socket.send_to(&vec![b'?'; bytes], (to, PORT))?;
     let mut buffer = [0; 1 << 16];
     let (length, peer) = socket.recv_from(&mut buffer).context("wait for the answer")?;

@@ -7,7 +7,16 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+use crate::tools::Need;
 use crate::{progress, tools};
+
+/// Arguments of `cargo xtask check`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Also whether an advisory is known of a dependency, which fetches the database of them.
+    #[arg(long)]
+    advisories: bool,
+}
 
 /// What a check found; empty when all is well.
 #[derive(Default)]
@@ -29,16 +38,21 @@ const CHECKS: &[Check] = &[
     ("clippy, host", clippy_host),
     ("clippy, BPF target", clippy_bpf),
     ("documentation", documentation),
+    ("dependencies", dependencies),
 ];
+
+/// Only where asked for: its answer depends on the day, and on a server that is not ours.
+const ADVISORIES: Check = ("advisories of dependencies", advisories);
 
 /// Runs all checks, also after one that failed, and lists them with what they found.
 ///
 /// # Errors
 /// A check failed, or a tool is missing.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     tools::ensure(tools::TO_BUILD)?;
+    tools::ensure(&[Need::CargoDeny])?;
     let mut failed = Vec::new();
-    for (name, check) in CHECKS {
+    for (name, check) in CHECKS.iter().chain(args.advisories.then_some(&ADVISORIES)) {
         let started = Instant::now();
         let Findings { errors, warnings } = check()?;
         let verdict = if errors.is_empty() { "ok" } else { "FAILED" };
@@ -93,6 +107,22 @@ fn documentation() -> Result<Findings> {
     command.args(["doc", "--no-deps", "--workspace", "--document-private-items"]);
     command.env("RUSTDOCFLAGS", "-D warnings");
     cargo("documentation", command)
+}
+
+/// Licences, versions and origins of the dependencies, by what deny.toml says.
+fn dependencies() -> Result<Findings> {
+    deny("dependencies", &["licenses", "bans", "sources"])
+}
+
+fn advisories() -> Result<Findings> {
+    deny("advisories", &["advisories"])
+}
+
+fn deny(label: &str, what: &[&str]) -> Result<Findings> {
+    let mut command = tools::cargo();
+    command.args(["deny", "--locked", "--color", "never", "check", "--hide-inclusion-graph"]);
+    command.args(what);
+    cargo(label, command)
 }
 
 /// Runs clippy, for which a warning is a finding too. `-D warnings` would stop at the first crate

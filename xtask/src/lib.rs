@@ -7,6 +7,7 @@ mod bench;
 mod build_verb;
 mod check;
 mod demo;
+mod kernels;
 pub mod lab;
 mod load;
 mod machine;
@@ -46,8 +47,9 @@ enum Verb {
     Test(test::Args),
     /// Attach, detach, publish and kill at random for half an hour, then compare everything.
     Soak(soak::Args),
-    /// What must be clean before a change goes in: formatting, lints, documentation, house rules.
-    Check,
+    /// What must be clean before a change goes in: formatting, lints, documentation, house rules,
+    /// dependencies.
+    Check(check::Args),
     /// Servers and clients of measurements.
     #[command(hide = true)]
     Load(load::Args),
@@ -63,7 +65,7 @@ pub fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(args),
         Verb::Test(args) => test::run(&args),
         Verb::Soak(args) => soak::run(&args),
-        Verb::Check => check::run(),
+        Verb::Check(args) => check::run(&args),
         Verb::Load(args) => load::run(args),
     };
     match done {

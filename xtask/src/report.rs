@@ -93,6 +93,14 @@ impl Report {
         self.failures.insert(format!("{layer}: {why}"));
     }
 
+    /// Tests that could not even be begun, of unknown number: one skip.
+    pub(crate) fn skipped_all(&mut self, what: &str) {
+        println!("SKIP {what}");
+        if self.skips.insert(what.to_owned()) {
+            self.ignored += 1;
+        }
+    }
+
     /// How many tests failed.
     pub(crate) fn failed(&self) -> usize {
         self.failed

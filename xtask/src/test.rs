@@ -6,12 +6,13 @@
 use std::env;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
+use crate::kernels::{self, Depth};
 use crate::report::Report;
 use crate::tools::{self, Need};
 use crate::{build_verb, progress};
@@ -40,13 +41,22 @@ enum Layer {
     Docker,
     /// Whatever can fail, failing under running traffic.
     Faults,
-    /// All of them.
+    /// The programs, and hosts with traffic, on Debian's kernels in an emulator; takes minutes.
+    Kernels,
+    /// All of them; on other kernels only whether the agent starts there.
     All,
 }
 
 /// The layers in the order they are run: the quick ones first.
-const LAYERS: &[Layer] =
-    &[Layer::Unit, Layer::Bpf, Layer::Consul, Layer::Net, Layer::Docker, Layer::Faults];
+const LAYERS: &[Layer] = &[
+    Layer::Unit,
+    Layer::Bpf,
+    Layer::Kernels,
+    Layer::Consul,
+    Layer::Net,
+    Layer::Docker,
+    Layer::Faults,
+];
 
 /// Runs the layers, and prints the summary last.
 ///
@@ -62,6 +72,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     prepare(&layers)?;
     for layer in layers {
         println!("\n=== {} ===", layer.name());
+        if layer == Layer::Kernels {
+            let depth = if args.layer == Layer::All { Depth::Start } else { Depth::All };
+            kernels::run(depth, args.filter.as_deref(), &mut report)?;
+            continue;
+        }
         for command in layer.commands(args.filter.as_deref())? {
             run_cargo(layer, command, &mut report)?;
         }
@@ -107,6 +122,7 @@ impl Layer {
             Self::Consul => "consul",
             Self::Docker => "docker",
             Self::Faults => "faults",
+            Self::Kernels => "kernels",
             Self::All => "all",
         }
     }
@@ -143,7 +159,7 @@ impl Layer {
             match self {
                 Self::Net | Self::Faults => _ = command.arg("--test-threads=1"),
                 Self::Consul | Self::Docker => _ = command.arg("--test-threads=2"),
-                Self::Unit | Self::Bpf | Self::All => {}
+                Self::Unit | Self::Bpf | Self::Kernels | Self::All => {}
             }
             command
         };
@@ -163,7 +179,8 @@ fn binaries(layer: Layer) -> Result<Vec<String>> {
         };
         let Some(of) = LAYERS.iter().skip(1).find(|layer| name.starts_with(layer.name())) else {
             bail!(
-                "{} is in no layer: its name starts with none of bpf, consul, net, docker, faults",
+                "{} is in no layer: its name starts with none of bpf, consul, net, docker, faults, \
+                 kernels",
                 path.display()
             );
         };
@@ -175,11 +192,31 @@ fn binaries(layer: Layer) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Runs one cargo command and shows what it prints as it comes, but for the captured output of
-/// tests that passed, which is read for SKIP lines only.
-fn run_cargo(layer: Layer, mut command: Command, report: &mut Report) -> Result<()> {
+/// Runs one cargo command. One that fails without saying which test did counts as a failure.
+fn run_cargo(layer: Layer, command: Command, report: &mut Report) -> Result<()> {
     let shown = tools::show(&command);
     let failed_before = report.failed();
+    let status = stream(layer.name(), command, report, &mut |_| {})?;
+    if !status.success() && report.failed() == failed_before {
+        // It did not compile, or a test took its whole process down.
+        report.broken(layer.name(), &format!("`{shown}` ended with {status}"));
+    }
+    Ok(())
+}
+
+/// Runs a command that prints what test binaries do, and shows that as it comes, but for the
+/// captured output of tests that passed, which is read for SKIP lines only. Each whole line is also
+/// given to `look`.
+///
+/// # Errors
+/// The command cannot be started, or its output not be read. That it fails is no error.
+pub(crate) fn stream(
+    layer: &str,
+    mut command: Command,
+    report: &mut Report,
+    look: &mut dyn FnMut(&str),
+) -> Result<ExitStatus> {
+    let shown = tools::show(&command);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -196,14 +233,15 @@ fn run_cargo(layer: Layer, mut command: Command, report: &mut Report) -> Result<
         if read == 0 {
             // A test that took its process down leaves a line without an end.
             let rest = String::from_utf8_lossy(&line);
-            report.line(layer.name(), rest.trim_end());
+            report.line(layer, rest.trim_end());
             break;
         }
         for byte in chunk.iter().take(read) {
             line.push(*byte);
             if *byte == b'\n' {
                 let text = String::from_utf8_lossy(&line);
-                if report.line(layer.name(), text.trim_end()) {
+                look(text.trim_end());
+                if report.line(layer, text.trim_end()) {
                     out.write_all(line.get(ahead..).unwrap_or_default())?;
                 }
                 line.clear();
@@ -217,11 +255,6 @@ fn run_cargo(layer: Layer, mut command: Command, report: &mut Report) -> Result<
         }
         out.flush()?;
     }
-    report.end_of_binary(layer.name());
-    let status = child.wait().with_context(|| format!("waiting for `{shown}`"))?;
-    if !status.success() && report.failed() == failed_before {
-        // It did not compile, or a test took its whole process down.
-        report.broken(layer.name(), &format!("`{shown}` ended with {status}"));
-    }
-    Ok(())
+    report.end_of_binary(layer);
+    child.wait().with_context(|| format!("waiting for `{shown}`"))
 }

@@ -20,12 +20,16 @@ pub(crate) enum Need {
     RustSrc,
     /// bpf-linker of the version that fits the compiler's LLVM.
     BpfLinker,
+    /// cargo-deny, which looks at the dependencies.
+    CargoDeny,
     /// The commands that the lab and the tests run: ip, iperf3, tcpdump and others.
     Packages,
     /// A Docker daemon and its client, and what the lab's image is made from.
     Docker,
     /// A real Consul.
     Consul,
+    /// What boots other kernels: qemu, and what makes their first file system.
+    Emulator,
 }
 
 /// What building the agent needs.

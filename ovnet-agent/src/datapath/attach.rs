@@ -21,7 +21,6 @@ use aya::{
         xdp::XdpLink,
     },
     sys::SyscallError,
-    util::KernelVersion,
 };
 
 use ovnet_common::abi::Program;
@@ -32,9 +31,11 @@ use super::{Attachment, TcMode, XdpMode, former::Former, links};
 const PRIORITY: u16 = 100;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// Whether the kernel has TCX (Linux 6.6). aya decides by the same version.
-pub(super) fn has_tcx() -> bool {
-    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+/// Whether the kernel has TCX (Linux 6.6), by asking it what is attached so to the loopback device:
+/// one without TCX knows no such question. A version would say nothing of a kernel built without
+/// `CONFIG_NET_XGRESS`, or of an older one that a distribution gave it.
+pub fn has_tcx() -> bool {
+    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
 }
 
 /// Attaches or takes over: what is pinned in our folder, or in a former one.

@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-pub use attach::unhook;
+pub use attach::{has_tcx, unhook};
 use aya::{Ebpf, programs::links::FdLink};
 pub use conntrack::{Conntrack, Swept};
 pub use events::spawn_reader;
@@ -152,7 +152,7 @@ impl Datapath {
         let abi = options.abi.clone();
         let folder = abi.folder(&options.bpffs);
         let conntrack_max = options.conntrack_max.unwrap_or_else(load::conntrack_by_memory);
-        let tc = match options.force_clsact || !attach::has_tcx() {
+        let tc = match options.force_clsact || !has_tcx() {
             true => TcMode::Clsact,
             false => TcMode::Tcx,
         };

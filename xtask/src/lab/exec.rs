@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::host::Host;
-use super::{Lab, READY, docker, prepare, wait_until};
+use super::{Lab, READY, docker, patience, prepare, wait_until};
 
 /// How long a command may take where nothing else is said.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -66,13 +66,13 @@ impl Lab {
     }
 
     /// Runs a command for at most `limit` and gives all it did, whether it failed or not. One
-    /// that takes longer is killed and has exit code 124 or 137.
+    /// that takes longer, with [`patience`], is killed and has exit code 124 or 137.
     ///
     /// # Errors
     /// It cannot be started.
     pub fn output(&self, place: &str, argv: &[&str], limit: Duration) -> Result<Output> {
         // Inside the host, so that not only the nsenter in front of the command ends.
-        let limit = format!("{:.3}", limit.as_secs_f64());
+        let limit = format!("{:.3}", patience(limit).as_secs_f64());
         let mut bounded = vec!["timeout", "--kill-after=1", &limit];
         bounded.extend(argv);
         self.command(place, &bounded)?

@@ -41,7 +41,7 @@ pub use self::host::Host;
 pub use self::options::{Life, Options};
 pub(crate) use self::prepare::{bring, build};
 pub use self::prepare::{default_bin_dir, require};
-pub use self::process::{Process, wait_until};
+pub use self::process::{Process, patience, wait_until};
 pub use self::services::{CONSUL_DATA, Halted};
 pub(crate) use self::status::table;
 pub use self::wire::{UPLINK, Wire};

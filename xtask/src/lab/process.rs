@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -73,7 +74,17 @@ impl Process {
     }
 }
 
-/// Looks again and again until `look` gives something.
+/// A limit for something that waits, on this machine: `OVNET_PATIENCE` times as long where that is
+/// set, as on an emulated processor. Not for what must not take longer than it says.
+pub fn patience(limit: Duration) -> Duration {
+    static FACTOR: LazyLock<u32> = LazyLock::new(|| {
+        let set = std::env::var("OVNET_PATIENCE").ok();
+        set.and_then(|factor| factor.parse().ok()).unwrap_or(1).max(1)
+    });
+    limit * *FACTOR
+}
+
+/// Looks again and again until `look` gives something; with [`patience`].
 ///
 /// # Errors
 /// `limit` has passed (`what` completes "waited for …"), or `look` failed.
@@ -82,6 +93,7 @@ pub fn wait_until<T>(
     what: impl Fn() -> String,
     mut look: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let limit = patience(limit);
     let deadline = Instant::now() + limit;
     loop {
         if let Some(found) = look()? {

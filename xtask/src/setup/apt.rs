@@ -88,6 +88,17 @@ impl Apt {
         known.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect()
     }
 
+    /// What a package cannot do without: the names in its `Depends`, alternatives and versions left
+    /// out.
+    pub(super) fn depends(&self, package: &str) -> Vec<String> {
+        let mut command = self.command("apt-cache");
+        let shown = tools::output(command.args(["show", "--no-all-versions", package]));
+        let shown = shown.unwrap_or_default();
+        let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: "));
+        let names = depends.unwrap_or_default().split(", ");
+        names.filter_map(|name| name.split_whitespace().next()).map(str::to_owned).collect()
+    }
+
     /// Downloads the packages (`name` or `name=version`) and unpacks them below `root`.
     pub(super) fn unpack(&self, packages: &[&str], root: &Path) -> Result<()> {
         let debs = tools::tools().join("apt/debs");

@@ -3,6 +3,8 @@
 mod apt;
 mod bpf;
 mod consul;
+mod deny;
+mod kernel;
 mod packages;
 mod sources;
 
@@ -13,12 +15,21 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+pub(crate) use self::kernel::{Kernel, kernel};
 use self::packages::Purpose;
 use crate::progress;
 use crate::tools::{self, Need};
 
-const ALL: &[Need] =
-    &[Need::Compilers, Need::RustSrc, Need::BpfLinker, Need::Packages, Need::Docker, Need::Consul];
+const ALL: &[Need] = &[
+    Need::Compilers,
+    Need::RustSrc,
+    Need::BpfLinker,
+    Need::CargoDeny,
+    Need::Packages,
+    Need::Docker,
+    Need::Consul,
+    Need::Emulator,
+];
 
 /// Brings everything; an item that cannot be had does not keep the others from coming.
 ///
@@ -51,10 +62,12 @@ pub(crate) fn present(need: Need) -> Option<String> {
     match need {
         Need::RustSrc => bpf::rust_src(),
         Need::BpfLinker => bpf::linker(),
+        Need::CargoDeny => deny::present(),
         Need::Compilers => packages::present(Purpose::Build),
         Need::Packages => packages::present(Purpose::Test),
         Need::Docker => packages::present(Purpose::Docker),
         Need::Consul => consul::present(),
+        Need::Emulator => packages::present(Purpose::Emulate),
     }
 }
 
@@ -72,10 +85,12 @@ pub(crate) fn install(need: Need) -> Result<()> {
     let how = match need {
         Need::RustSrc => bpf::install_rust_src(),
         Need::BpfLinker => bpf::install_linker(),
+        Need::CargoDeny => deny::install(),
         Need::Compilers => packages::install(Purpose::Build),
         Need::Packages => packages::install(Purpose::Test),
         Need::Docker => packages::install(Purpose::Docker),
         Need::Consul => consul::install(),
+        Need::Emulator => packages::install(Purpose::Emulate),
     }?;
     if present(need).is_none() {
         bail!("it is still missing after: {how}");
@@ -89,10 +104,12 @@ pub(crate) fn name(need: Need) -> &'static str {
     match need {
         Need::RustSrc => "rust-src",
         Need::BpfLinker => "bpf-linker",
+        Need::CargoDeny => "cargo-deny",
         Need::Compilers => "compilers",
         Need::Packages => "packages",
         Need::Docker => "docker",
         Need::Consul => "consul",
+        Need::Emulator => "emulator",
     }
 }
 

@@ -35,6 +35,16 @@ const DOCKER: &[(&str, &str)] =
 /// Package of the client, where it is not in that of the daemon.
 const DOCKER_CLIENT: &str = "docker-cli";
 
+/// What boots other kernels: the emulator, a shell for their process 1, and what their modules and
+/// our binaries are made smaller or larger with.
+const TO_EMULATE: &[(&str, &str)] = &[
+    ("qemu-system-x86", "qemu-system-x86_64"),
+    ("busybox-static", "busybox"),
+    ("binutils", "strip"),
+    ("xz-utils", "xz"),
+    ("zstd", "zstd"),
+];
+
 /// What is wanted of the packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -44,6 +54,8 @@ pub(super) enum Purpose {
     Test,
     /// Running them with Docker.
     Docker,
+    /// Running them on other kernels.
+    Emulate,
 }
 
 /// The packages or commands, when all of them are there, whoever installed them.
@@ -110,6 +122,7 @@ fn list(purpose: Purpose) -> &'static [(&'static str, &'static str)] {
         Purpose::Build => TO_BUILD,
         Purpose::Test => TO_TEST,
         Purpose::Docker => DOCKER,
+        Purpose::Emulate => TO_EMULATE,
     }
 }
 
