@@ -404,6 +404,20 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_passes_for_one_of_another_abi_only_where_asked_to() {
+        let run = |more: &[&str]| {
+            let both = ["ovnet-agent", "--consul", "192.168.1.11:8500", "--advertise", "ens33"];
+            Arguments::try_parse_from(both.iter().chain(more)).map(|it| it.run.unwrap().abi())
+        };
+        assert_eq!(run(&[]).unwrap(), Abi::default());
+        let changed = run(&["--abi-version=9", "--abi-changed=HOSTS,PORTS"]).unwrap();
+        assert_eq!(changed, Abi::pretend(9, &[map::HOSTS, map::PORTS]));
+        let all = run(&["--abi-version=9", "--abi-changed=all"]).unwrap();
+        assert_eq!(all, Abi::pretend(9, &map::ALL));
+        run(&["--abi-changed=all"]).unwrap_err();
+    }
+
+    #[test]
     fn names_are_answered_on_docker_gwbridge_on_an_address_or_not_at_all() {
         assert_eq!("auto".parse(), Ok(Dns::default()));
         assert_eq!("off".parse(), Ok(Dns::Off));

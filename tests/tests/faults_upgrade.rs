@@ -1,7 +1,9 @@
 //! The agent killed, stopped, and succeeded by one of another version, earlier or later, under running
 //! traffic: nothing is lost, nothing comes twice, and one program is on each hook throughout.
 //!
-//! `OVNET_RUNS=10 OVNET_SECONDS=60` is the long form of `an_upgrade_under_load`.
+//! `OVNET_RUNS=10 OVNET_SECONDS=60` is the long form of `an_upgrade_under_load`. An agent passes for
+//! one of another version by two hidden options; with `OVNET_OTHER_BUILD`, a folder that has the
+//! `ovnet-agent` and `ovnet` of another ABI version, the upgrade is to that and back as well.
 
 #![allow(
     clippy::panic,
@@ -11,6 +13,8 @@
 
 #[path = "faults_upgrade/clsact.rs"]
 mod clsact;
+#[path = "faults_upgrade/connections.rs"]
+mod connections;
 #[path = "faults_upgrade/load.rs"]
 mod load;
 #[path = "faults_upgrade/steps.rs"]

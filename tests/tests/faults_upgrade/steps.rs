@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    env, fs,
     net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
 };
 
 use aya::programs::links::{FdLink, PinnedLink};
@@ -16,7 +17,10 @@ use ovnet_tests::{
 use serde_json::Value;
 use xtask::lab::CLIENT;
 
-use super::{start, succeeded, versions, watch};
+use super::{
+    connections::{Connections, begun_again},
+    start, succeeded, versions, watch,
+};
 
 /// Answers to wait for to say that traffic goes on.
 const A_WHILE: usize = 200;
@@ -27,6 +31,7 @@ const AFTER: Option<u32> = Some(ABI_VERSION + 2);
 struct Traffic {
     pings: Vec<Ping>,
     streams: Vec<Stream>,
+    connections: Connections,
 }
 
 impl Traffic {
@@ -42,6 +47,7 @@ impl Traffic {
                 Stream::start_published(lab, CLIENT, "docker01/t1", listen, published),
                 Stream::start_answers(lab, CLIENT, "docker01/t1", listen, published),
             ],
+            connections: Connections::start(cluster),
         }
     }
 
@@ -52,6 +58,7 @@ impl Traffic {
             assert_eq!(ping.duplicates(), 0);
         }
         self.streams.iter().for_each(Stream::goes_on);
+        self.connections.goes_on();
     }
 }
 
@@ -66,7 +73,7 @@ fn an_agent_ends_and_another_comes() {
     };
     let steps = Steps::default();
     cluster.sh("docker02", "ovnet network create ov_net1");
-    let t1 = cluster.sandbox("docker01", "t1", "--network ov_net1 -p 90:80");
+    let t1 = cluster.sandbox("docker01", "t1", "--network ov_net1 -p 90:80 -p 91:81");
     let t2 = cluster.sandbox("docker02", "t2", "--network ov_net1");
     cluster.wait_ping("docker01/t1", t2);
     let hosts = ["docker01", "docker02"];
@@ -75,24 +82,29 @@ fn an_agent_ends_and_another_comes() {
     let entries = hosts.map(|host| cluster.footprint(host).entries);
     traffic.goes_on();
 
-    let replace = |step: &str, signal, version, changed, shares_counters| {
+    let replace = |step: &str, signal, version, changed, keeps: bool| {
         for (host, entries) in hosts.iter().zip(&entries) {
             steps.begin(&format!("{step}, on {host}"));
             let before = programs(&cluster, host);
             let counted = counters(&cluster, host);
+            let begun = begun_again(&cluster, CLIENT);
             cluster.stop_agent(host, signal);
             traffic.goes_on();
             start(&cluster, host, version, changed, &[]);
             cluster.wait_connected(host);
             succeeded(&cluster, host, version);
             traffic.goes_on();
+            let begun = begun_again(&cluster, CLIENT) - begun;
+            println!("         {begun} connections were begun twice");
+            assert!(!keeps || begun == 0, "an answer to a first packet was lost");
             let after = programs(&cluster, host);
             assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
             for (hook, program) in &before {
                 assert_ne!(after[hook], *program, "{hook} has the program of before");
             }
             assert_eq!(cluster.footprint(host).entries, *entries, "{host}");
-            if shares_counters {
+            if keeps {
+                // Counters and connections are in the same maps as before.
                 let now = counters(&cluster, host);
                 assert!(now.0 > counted.0 + 100, "counters: {counted:?} before, {now:?} after");
                 assert_eq!(now.1, counted.1, "{host}: packets were dropped");
@@ -114,6 +126,9 @@ fn an_agent_ends_and_another_comes() {
     );
     replace("downgraded to this build", Signal::SIGTERM, None, "", true);
 
+    if let Some(folder) = env::var_os("OVNET_OTHER_BUILD") {
+        another_build(&cluster, &traffic, &steps, &PathBuf::from(folder));
+    }
     all_at_once(&cluster, &traffic, &steps);
     without_consul(&cluster, &traffic, &steps);
 
@@ -124,8 +139,32 @@ fn an_agent_ends_and_another_comes() {
         println!("{way}: {} pings answered", ping.answered());
         ping.must_have_lost_none(way);
     }
+    println!("{} connections opened", traffic.connections.opened());
     traffic.streams.into_iter().for_each(Stream::must_be_whole);
     cleanup_with_a_former_folder(&cluster, &steps);
+}
+
+/// There and back again with an agent that is really built from something else.
+fn another_build(cluster: &Cluster, traffic: &Traffic, steps: &Steps, folder: &Path) {
+    for (step, signal, folder) in
+        [("upgraded to", Signal::SIGTERM, Some(folder)), ("back from", Signal::SIGKILL, None)]
+    {
+        for host in ["docker01", "docker02"] {
+            steps.begin(&format!("{step} another build, on {host}"));
+            let before = (versions(cluster, host), programs(cluster, host));
+            cluster.stop_agent(host, signal);
+            cluster.lab.use_binaries(folder.map(Path::to_path_buf)).unwrap();
+            start(cluster, host, None, "", &[]);
+            until("the former folder to be gone", || {
+                let now = versions(cluster, host);
+                (now.len() == 1 && now != before.0).then_some(())
+            });
+            cluster.wait_connected(host);
+            traffic.goes_on();
+            let after = programs(cluster, host);
+            assert!(before.1.iter().all(|(hook, program)| after[hook] != *program), "{after:?}");
+        }
+    }
 }
 
 /// All agents stop, their records go, and others start: the first one finds no host but itself.
@@ -219,7 +258,7 @@ fn programs(cluster: &Cluster, host: &str) -> BTreeMap<String, u32> {
             assert_eq!(before, None, "{name} is pinned twice");
         }
     }
-    assert!(programs.len() >= 3, "{programs:?}");
+    assert_eq!(programs.len(), 4, "{programs:?}");
     programs
 }
 

@@ -129,6 +129,16 @@ impl Lab {
         nodes.iter().try_for_each(|node| self.wait_agent(node))
     }
 
+    /// Runs `ovnet-agent` and `ovnet` from this folder from now on, as a host that was upgraded does;
+    /// from where they were looked for at first where absent.
+    ///
+    /// # Errors
+    /// The lab's record cannot be written.
+    pub fn use_binaries(&self, folder: Option<PathBuf>) -> Result<()> {
+        self.state().options.bin_dir = folder;
+        self.record()
+    }
+
     /// Starts the agent of a host and waits until it answers. `arguments` come after the lab's.
     ///
     /// # Errors
