@@ -115,6 +115,7 @@ impl Datapath {
     pub fn load(options: &LoadOptions) -> Result<Self> {
         let folder = options.abi.folder(&options.bpffs);
         let conntrack_max = options.conntrack_max.unwrap_or_else(load::conntrack_by_memory);
+        load::require_memory(conntrack_max)?;
         let tc = match options.force_clsact || !attach::has_tcx() {
             true => TcMode::Clsact,
             false => TcMode::Tcx,
