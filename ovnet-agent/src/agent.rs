@@ -77,7 +77,8 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
         pool.subnet,
         pool.size
     );
-    let socket = api::socket::Socket::bind(&config.folders.socket)?;
+    let group = config.socket_group.as_deref();
+    let socket = api::socket::Socket::bind(&config.folders.socket, group)?;
     let _only = only_agent()?;
     let plugin = match &config.docker {
         DockerChoice::Off => {
@@ -168,7 +169,7 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
             bail!("the loop ended by itself");
         }
         ended = &mut api => {
-            ended.context("the API's task")?.context("the API ended by itself")?;
+            ended.context("the API's task")?;
             bail!("the API ended by itself");
         }
         Some(ended) = docker.join_next() => {
@@ -185,7 +186,7 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
         // What waits for Docker now waits for a Docker that waits for us.
         docker.abort_all();
     }
-    let api = api.await.context("the API's task").flatten();
+    let api = api.await.context("the API's task");
     stop_loop.send_replace(true);
     let lease = worker.await.context("the loop's task")?;
     if let Err(error) = lease.withdraw().await {

@@ -215,6 +215,9 @@ pub struct Config {
     /// Folders.
     #[command(flatten)]
     pub folders: Folders,
+    /// Group whose members may use the socket, besides root
+    #[arg(long, value_name = "NAME|GID")]
+    pub socket_group: Option<String>,
     /// XDP on the uplink
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,

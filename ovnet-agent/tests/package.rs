@@ -84,7 +84,7 @@ fn the_agent_stays_in_the_mount_namespace_of_the_host_and_may_write_settings() {
     }
     assert_eq!(settings(text, "RestrictNamespaces"), ["net"]);
     let capabilities = settings(text, "CapabilityBoundingSet").join(" ");
-    for needed in ["NET_ADMIN", "NET_BIND_SERVICE", "BPF", "SYS_ADMIN", "SYS_PTRACE"] {
+    for needed in ["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE", "BPF", "SYS_ADMIN", "SYS_PTRACE"] {
         let needed = format!("CAP_{needed}");
         assert!(capabilities.split(' ').any(|it| it == needed), "{needed}");
     }

@@ -3,7 +3,7 @@
 use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -22,6 +22,10 @@ use crate::{consul::schema::NetworkRecord, publish::PublishedPort};
 
 /// Longer than the server's own deadline, so its answer is what a user reads.
 const DEADLINE: Duration = Duration::from_secs(130);
+
+/// How long to wait for room where too many connect at once, and between two attempts.
+const CROWDED: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// A client of the agent on one socket. Every request has a connection of its own.
 #[derive(Clone, Debug)]
@@ -137,7 +141,7 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+        let stream = self.connect().await.map_err(|error| {
             let socket = self.socket.display();
             match error.kind() {
                 ErrorKind::PermissionDenied => {
@@ -162,6 +166,19 @@ impl Client {
             .body(Full::new(body))
             .context("make the request")?;
         sender.send_request(request).await.context("talk to the agent")
+    }
+
+    /// Connects; where more wait to be accepted than there is room for, when there is room.
+    async fn connect(&self) -> std::io::Result<UnixStream> {
+        let until = Instant::now() + CROWDED;
+        loop {
+            match UnixStream::connect(&self.socket).await {
+                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < until => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                other => return other,
+            }
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 //! | `GET /v1/monitor` | [`types::MonitorLine`]s, one per line, until either side ends it |
 
 pub mod client;
+pub(crate) mod http;
 mod monitor;
 pub mod server;
 pub mod socket;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use axum::{
     Json, Router,
     body::Bytes,
@@ -19,6 +19,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, watch};
 
 use super::{
+    http::{Bounds, Server},
     monitor,
     socket::Socket,
     types::{
@@ -32,8 +33,13 @@ use crate::{
     service::{Kind, Records, Service, Wiring, kind_of, one_line},
 };
 
-/// The largest body taken, in bytes: a network with hundreds of labels fits.
-const BODY_LIMIT: usize = 64 * 1024;
+/// What a client may cost. The largest body is a network's with hundreds of labels.
+const BOUNDS: Bounds = Bounds {
+    connections: 512,
+    body: 64 * 1024,
+    request: Duration::from_secs(10),
+    refuse: |status, line| Error::new(status, line).into_response(),
+};
 /// Requests worked on at once; further ones wait.
 const AT_ONCE: usize = 256;
 /// Monitors at once: each is sent every event.
@@ -64,33 +70,15 @@ pub async fn serve<R: Records, W: Wiring>(
     socket: Socket,
     service: Service<R, W>,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<()> {
-    let (listener, file) = socket.into_parts();
+) {
     let (end, ending) = watch::channel(false);
-    let api = Api { service, ending: ending.clone(), monitors: Arc::new(Semaphore::new(MONITORS)) };
-    let mut grace = ending.clone();
+    let api = Api { service, ending, monitors: Arc::new(Semaphore::new(MONITORS)) };
     let stop = async move {
         shutdown.await;
         // Monitors never end by themselves, and the server waits for what is under way.
         end.send_replace(true);
     };
-    let serving = axum::serve(listener, router(api)).with_graceful_shutdown(stop);
-    let overdue = async move {
-        if grace.wait_for(|ending| *ending).await.is_err() {
-            // The server ended without being asked to; its own result tells.
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(GRACE).await;
-    };
-    let result = tokio::select! {
-        result = serving => result.context("serve the API"),
-        () = overdue => {
-            tracing::warn!("requests under way are given up: they did not end in {GRACE:?}");
-            Ok(())
-        }
-    };
-    drop(file);
-    result
+    Server::new("the API's socket", router(api), BOUNDS).serve(socket, stop, GRACE).await;
 }
 
 fn router<R: Records, W: Wiring>(api: Api<R, W>) -> Router {
@@ -109,7 +97,7 @@ fn router<R: Records, W: Wiring>(api: Api<R, W>) -> Router {
         .method_not_allowed_fallback(|| async {
             Error::new(StatusCode::METHOD_NOT_ALLOWED, "the API has no such method on this path")
         })
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(at_once, bounded))
         .with_state(api)
 }

@@ -129,7 +129,7 @@ async fn what_is_not_ours_stays() {
 async fn a_running_agent_is_refused_and_keeps_everything() {
     let (_folder, places) = host();
     let links = links(&["ovnet-vx"]);
-    let _agent = Socket::bind(&places.socket).unwrap();
+    let _agent = Socket::bind(&places.socket, None).unwrap();
     let (told, result) = cleanup(&places, &links, NoRecords(Ok(vec![]))).await;
     let error = one_line(&result.unwrap_err());
     assert!(error.starts_with("cannot clean up while the agent runs: stop it first"), "{error}");

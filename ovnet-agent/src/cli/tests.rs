@@ -14,7 +14,7 @@ use crate::{
 fn agent(networks: &[&str]) -> (TempDir, Fake) {
     let folder = tempfile::tempdir().unwrap();
     let (service, fake) = fake::service(networks);
-    let socket = Socket::bind(&folder.path().join("s")).unwrap();
+    let socket = Socket::bind(&folder.path().join("s"), None).unwrap();
     tokio::spawn(serve(socket, service, std::future::pending()));
     (folder, fake)
 }

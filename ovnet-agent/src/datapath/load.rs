@@ -110,19 +110,38 @@ pub(super) fn load(options: &LoadOptions, tc: TcMode, conntrack_max: u32) -> Res
     Ok(Loaded { ebpf, formers, remade })
 }
 
+/// Bytes of an entry of `CONNTRACK`: key, value, and what the kernel's `struct htab_elem` and bucket
+/// add.
+const BYTES: u64 = 176;
+
 /// The capacity of `CONNTRACK` for this machine: a quarter of a per cent of its memory.
 pub(super) fn conntrack_by_memory() -> u32 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
-    entries_for(kilobytes.unwrap_or(0))
+    entries_for(memory().unwrap_or(0))
+}
+
+/// Fails where the flows' map would take more than half of this machine's memory.
+pub(super) fn require_memory(conntrack_max: u32) -> Result<()> {
+    let needed = u64::from(conntrack_max) * BYTES / 1024;
+    let there = memory().unwrap_or(u64::MAX);
+    ensure!(
+        needed <= there / 2,
+        "--conntrack-max {conntrack_max} takes {} MiB of this machine's {} MiB of memory: give \
+         fewer, or auto",
+        needed / 1024,
+        there / 1024
+    );
+    Ok(())
+}
+
+/// KiB of memory this machine has.
+fn memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let mut lines = text.lines();
+    lines.find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok())
 }
 
 /// How many entries a quarter of a per cent of so many KiB holds, within reason.
 fn entries_for(kilobytes: u64) -> u32 {
-    /// Key, value, and what the kernel's `struct htab_elem` and bucket add.
-    const BYTES: u64 = 176;
     let entries = kilobytes * 1024 / 400 / BYTES;
     u32::try_from(entries.clamp(16_384, 1_048_576)).unwrap_or(u32::MAX)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf,
     maps::{
@@ -18,6 +18,9 @@ use ovnet_common::{
     },
     published::{MAX_PUBLISHED, PublishedKey, PublishedValue},
 };
+
+/// What is entered into `PORTS`.
+const ENDS: &str = "interfaces of local endpoints, up to two each";
 
 /// The content of every table the agent writes: as it is, or as it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -102,17 +105,17 @@ impl Maps {
 
     /// Enters a known VTEP.
     pub fn set_host(&mut self, key: Address, value: HostValue) -> Result<()> {
-        self.hosts.insert(key, value, 0).with_context(|| full("HOSTS", "hosts"))
+        entered(self.hosts.insert(key, value, 0), map::HOSTS, MAX_HOSTS, "hosts")
     }
 
     /// Enters a network.
     pub fn set_network(&mut self, vni: u32, value: NetworkValue) -> Result<()> {
-        self.networks.insert(vni, value, 0).with_context(|| full("NETWORKS", "networks"))
+        entered(self.networks.insert(vni, value, 0), map::NETWORKS, MAX_NETWORKS, "networks")
     }
 
     /// Enters an endpoint, local or remote.
     pub fn set_endpoint(&mut self, key: EndpointKey, value: EndpointValue) -> Result<()> {
-        self.endpoints.insert(key, value, 0).with_context(|| full("ENDPOINTS", "endpoints"))
+        entered(self.endpoints.insert(key, value, 0), map::ENDPOINTS, MAX_ENDPOINTS, "endpoints")
     }
 
     /// Enters a local endpoint's veth, with its counters at zero.
@@ -120,16 +123,20 @@ impl Maps {
         if self.port_counters.get(&ifindex, 0).is_err() {
             let cpus = nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?;
             let zero = PerCpuValues::try_from(vec![PortCounters::default(); cpus])?;
-            self.port_counters
-                .insert(ifindex, zero, 0)
-                .with_context(|| full("PORT_COUNTERS", "local endpoints"))?;
+            let counters = self.port_counters.insert(ifindex, zero, 0);
+            entered(counters, map::PORT_COUNTERS, MAX_PORTS, ENDS)?;
         }
-        self.ports.insert(ifindex, value, 0).with_context(|| full("PORTS", "local endpoints"))
+        entered(self.ports.insert(ifindex, value, 0), map::PORTS, MAX_PORTS, ENDS)
     }
 
     /// Enters a published port.
     pub fn set_published(&mut self, key: PublishedKey, value: PublishedValue) -> Result<()> {
-        self.published.insert(key, value, 0).with_context(|| full("PUBLISHED", "published ports"))
+        entered(
+            self.published.insert(key, value, 0),
+            map::PUBLISHED,
+            MAX_PUBLISHED,
+            "published ports",
+        )
     }
 
     /// Removes a published port; one that is not there is no error, here and below.
@@ -214,6 +221,14 @@ fn gone(result: Result<(), MapError>) -> Result<()> {
     }
 }
 
-fn full(map: &str, what: &str) -> String {
-    format!("write {map} (where the map is full: fewer {what} fit than there are)")
+/// The result of entering something, with what to do where the map has no more room.
+fn entered(result: Result<(), MapError>, map: &str, room: u32, what: &str) -> Result<()> {
+    match result {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+        {
+            bail!("the map {map} is full: it has room for {room} {what}; there must be fewer")
+        }
+        other => other.with_context(|| format!("write {map}")),
+    }
 }

@@ -152,6 +152,7 @@ impl Datapath {
         let abi = options.abi.clone();
         let folder = abi.folder(&options.bpffs);
         let conntrack_max = options.conntrack_max.unwrap_or_else(load::conntrack_by_memory);
+        load::require_memory(conntrack_max)?;
         let tc = match options.force_clsact || !has_tcx() {
             true => TcMode::Clsact,
             false => TcMode::Tcx,

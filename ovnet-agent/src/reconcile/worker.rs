@@ -35,6 +35,7 @@ use crate::{
     desired::{Inputs, Seniority, UplinkView, desired},
     hosts::HostTable,
     net::{self, Hop, Net, Uplink},
+    service::with_advice,
     state::StateFolder,
 };
 
@@ -199,7 +200,7 @@ impl Worker {
         match self.pass(whole, watcher, lease).await {
             Ok(failures) => self.answer_added(added, &failures),
             Err(error) => {
-                let line = format!("{error:#}");
+                let line = with_advice(format!("{error:#}"));
                 tracing::warn!(error = line, "a pass failed; it is tried again");
                 for (_, reply) in added {
                     answer(reply, Err(anyhow!("{line}")));
@@ -330,6 +331,7 @@ impl Worker {
             view.repairs.merge(repairs);
         }
         notes.extend(failures.iter().map(|failure| format!("{:#}", failure.error)));
+        let mut notes: Vec<String> = notes.into_iter().map(with_advice).collect();
         // At the start nothing is announced yet, which is no problem.
         notes.extend(lease.problem().filter(|_| self.settled));
         if view.errors != notes {

@@ -61,6 +61,25 @@ pub fn one_line(error: &anyhow::Error) -> String {
         }
         line.push_str(word);
     }
+    with_advice(line)
+}
+
+/// The line, with what to do where something of the whole process ran out.
+pub fn with_advice(mut line: String) -> String {
+    /// What the system says, and what helps.
+    const ADVICE: [(&str, &str); 2] = [
+        ("Too many open files", "raise LimitNOFILE= of the unit, or detach something"),
+        (
+            "Cannot allocate memory",
+            "free some memory, or raise MemoryMax= of the unit if it has one",
+        ),
+    ];
+    for (said, advice) in ADVICE {
+        if line.contains(said) && !line.contains(advice) {
+            line.push_str(": ");
+            line.push_str(advice);
+        }
+    }
     line
 }
 

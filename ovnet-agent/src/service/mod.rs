@@ -31,7 +31,7 @@ use ipnet::Ipv4Net;
 use ovnet_common::abi::{DropEvent, PortCounters};
 use tokio::sync::broadcast;
 
-pub use self::error::{Kind, Refusal, kind_of, one_line};
+pub use self::error::{Kind, Refusal, kind_of, one_line, with_advice};
 use crate::{
     api::types::{CounterView, CreateNetwork, Status},
     consul::{

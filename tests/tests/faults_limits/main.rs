@@ -9,4 +9,5 @@
     reason = "a test panics with what it found; the lint knows #[test] functions, not helpers"
 )]
 
+mod sockets;
 mod state;

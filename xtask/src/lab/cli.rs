@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
-use super::{Lab, Life, Options, Wire, bring, build, status};
+use super::{Lab, Life, Options, Wire, bring, build, confine, status};
 
 /// Arguments of `cargo xtask lab`.
 #[derive(clap::Args)]
@@ -42,6 +42,15 @@ enum Verb {
     StandIn {
         /// Address to listen on.
         listen: SocketAddr,
+    },
+    /// Run a command with what a systemd unit takes from it.
+    #[command(hide = true)]
+    Confined {
+        /// The unit's file.
+        unit: PathBuf,
+        /// The command.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
     },
 }
 
@@ -137,6 +146,7 @@ pub fn run(args: Args) -> Result<()> {
             println!("{}", Lab::open(&prefix)?.run_sandbox(&host, &name, &attach)?);
             Ok(())
         }
+        Verb::Confined { unit, command } => confine::run(&unit, &command),
         Verb::Exec(Exec { place, command, .. }) => {
             let argv: Vec<&str> = command.iter().map(String::as_str).collect();
             // Replaces this process: the terminal, signals and the exit status are the command's.

@@ -7,6 +7,7 @@
 
 mod cgroups;
 mod cli;
+mod confine;
 mod docker;
 mod exec;
 mod host;

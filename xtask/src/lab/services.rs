@@ -74,7 +74,7 @@ impl Lab {
                 (consul_version(&binary), [binary].into_iter().chain(all).collect::<Vec<_>>())
             }
             None => {
-                let own = stand_in_binary()?.display().to_string();
+                let own = own_binary()?.display().to_string();
                 let listen = format!("{at}:{CONSUL_PORT}");
                 let argv = [own, "lab".into(), "stand-in".into(), listen];
                 ("no Consul but the development stand-in".to_owned(), argv.to_vec())
@@ -158,7 +158,12 @@ impl Lab {
         }
         let options = self.options();
         let consul = options.consul_at.clone().map_or_else(|| self.consul(), Ok)?;
-        let mut argv = vec!["ovnet-agent", "--consul", &consul, "--advertise", UPLINK];
+        // As its unit has it run, so that every test shows that the unit takes nothing it needs.
+        let own = own_binary()?.display().to_string();
+        let unit = tools::workspace().join("ovnet-agent/package/ovnet-agent.service");
+        let unit = unit.display().to_string();
+        let mut argv = vec![own.as_str(), "lab", "confined", &unit, "--", "ovnet-agent"];
+        argv.extend(["--consul", &consul, "--advertise", UPLINK]);
         argv.extend(["--node", node]);
         argv.extend(options.xdp.as_deref().into_iter().flat_map(|mode| ["--xdp", mode]));
         argv.extend(options.agent_args.iter().map(String::as_str));
@@ -279,15 +284,15 @@ fn consul_version(binary: &str) -> String {
     text.lines().next().unwrap_or("Consul").to_owned()
 }
 
-/// The program that has the hidden verb `lab stand-in`: this one, or the one beside the agent.
-fn stand_in_binary() -> Result<PathBuf> {
+/// The program that has the hidden verbs of `lab`: this one, or the one beside the agent.
+fn own_binary() -> Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;
     let beside = ["debug", "release"].map(|profile| tools::target().join(profile).join("xtask"));
     [own]
         .into_iter()
         .chain(beside)
         .find(|path| path.is_file() && path.file_name().is_some_and(|name| name == "xtask"))
-        .context("neither Consul nor xtask is there: `cargo xtask setup` brings Consul")
+        .context("xtask is not there: `cargo build -p xtask` makes it")
 }
 
 /// Whether Consul is ready for agents: it has a leader, and is in its own catalog, which it enters

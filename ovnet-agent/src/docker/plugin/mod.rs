@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, anyhow};
 use axum::{
     Router,
-    body::{Body, Bytes, to_bytes},
+    body::to_bytes,
     extract::{Request, State},
     http::{Method, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
@@ -26,14 +26,22 @@ use tokio::{net::UnixListener, sync::watch};
 
 use super::driver::{ADDRESS_SPACES, Driver};
 use crate::{
-    api::socket::Socket,
+    api::{
+        http::{Bounds, Server},
+        socket::Socket,
+    },
     service::{Records, Wiring, one_line},
 };
 
-/// The largest body taken, in bytes.
-const BODY_LIMIT: usize = 4 * 1024 * 1024;
-/// How long a body may take to arrive.
-const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// What a client may cost. The largest body is what the guard is shown of a request to Docker's API.
+const BOUNDS: Bounds = Bounds {
+    connections: 128,
+    body: 4 * 1024 * 1024,
+    request: Duration::from_secs(10),
+    refuse: error,
+};
+/// The socket, in messages.
+const NAME: &str = "the socket of Docker's plugin";
 /// How long a call may take; what waits for Consul has shorter deadlines of its own.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// The content type of Docker's own answers.
@@ -62,7 +70,7 @@ impl PluginSocket {
                 let listener = UnixListener::from_std(listener).context("the plugin's socket")?;
                 Ok(Self::Passed(listener))
             }
-            None => Ok(Self::Bound(Socket::bind(Path::new(SOCKET))?)),
+            None => Ok(Self::Bound(Socket::bind(Path::new(SOCKET), None)?)),
         }
     }
 }
@@ -73,30 +81,16 @@ pub async fn serve<R: Records, W: Wiring>(
     driver: Driver<R, W>,
     mut ending: watch::Receiver<bool>,
 ) -> Result<()> {
-    let (listener, file) = match socket {
-        PluginSocket::Bound(socket) => {
-            let (listener, file) = socket.into_parts();
-            (listener, Some(file))
-        }
-        PluginSocket::Passed(listener) => (listener, None),
-    };
-    let mut overdue = ending.clone();
     let stop = async move {
         // An error means that the agent is gone, which is an end too.
         let _ = ending.wait_for(|ending| *ending).await;
     };
-    let serving = axum::serve(listener, router(driver)).with_graceful_shutdown(stop);
-    let overdue = async move {
-        let _ = overdue.wait_for(|ending| *ending).await;
-        tokio::time::sleep(GRACE).await;
-    };
-    let result = tokio::select! {
-        result = serving => result.context("serve Docker's plugin socket"),
-        // Docker keeps its connections open; what is under way had its time.
-        () = overdue => Ok(()),
-    };
-    drop(file);
-    result
+    let server = Server::new(NAME, router(driver), BOUNDS);
+    match socket {
+        PluginSocket::Bound(socket) => server.serve(socket, stop, GRACE).await,
+        PluginSocket::Passed(listener) => server.serve_on(listener, stop, GRACE).await,
+    }
+    Ok(())
 }
 
 /// Answers every call with this line, for a Docker that would wait for ever where systemd keeps the
@@ -107,7 +101,9 @@ pub async fn refuse(listener: std::os::unix::net::UnixListener, line: String) ->
         let line = line.clone();
         async move { error(StatusCode::INTERNAL_SERVER_ERROR, &line) }
     };
-    axum::serve(listener, Router::new().fallback(answer)).await.context("the plugin's socket")
+    let server = Server::new(NAME, Router::new().fallback(answer), BOUNDS);
+    server.serve_on(listener, std::future::pending(), GRACE).await;
+    Ok(())
 }
 
 /// The routes, for a server on the plugin's socket.
@@ -123,9 +119,10 @@ async fn answer<R: Records, W: Wiring>(
     if request.method() != Method::POST {
         return error(StatusCode::METHOD_NOT_ALLOWED, "Docker's plugin protocol is POST only");
     }
-    let body = match read(request.into_body()).await {
+    // It is there whole: the server has waited for it.
+    let body = match to_bytes(request.into_body(), BOUNDS.body).await {
         Ok(body) => body,
-        Err(why) => return error(StatusCode::BAD_REQUEST, &format!("{path}: {why:#}")),
+        Err(why) => return error(StatusCode::BAD_REQUEST, &format!("{path}: {why}")),
     };
     // A call goes on when Docker hangs up: half an endpoint must not be what remains.
     let call = tokio::spawn(async move { call(&driver, &path, &body).await });
@@ -223,13 +220,6 @@ async fn call<R: Records, W: Wiring>(
         tracing::info!(path, "refused: {}", one_line(why));
     }
     result.map(Some)
-}
-
-async fn read(body: Body) -> Result<Bytes> {
-    tokio::time::timeout(BODY_DEADLINE, to_bytes(body, BODY_LIMIT))
-        .await
-        .map_err(|_| anyhow!("its body did not arrive within {BODY_DEADLINE:?}"))?
-        .map_err(|why| anyhow!("its body cannot be read: {why}"))
 }
 
 /// Reads a call's arguments. An empty body is none: Docker sends one when it repeats a call whose
