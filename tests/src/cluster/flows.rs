@@ -54,12 +54,15 @@ impl Ping {
         let duplicates = Arc::new(AtomicU64::new(0));
         let (seen, again) = (Arc::clone(&answered), Arc::clone(&duplicates));
         let reader = thread::spawn(move || {
+            let mut last = 0;
             for line in output.lines().map_while(Result::ok) {
                 let number = line.split("icmp_seq=").nth(1).and_then(|it| it.split(' ').next());
                 // "From 10.0.0.2 icmp_seq=3 Destination Host Unreachable" is no answer.
                 if let Some(number) = number.filter(|_| line.contains(" bytes from "))
                     && let Ok(number) = number.parse()
                 {
+                    let number = unwrapped(number, last);
+                    last = last.max(number);
                     let is_new = seen.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
                     again.fetch_add(u64::from(!is_new), Ordering::Relaxed);
                 }
@@ -221,6 +224,19 @@ fn connect(
     (client, listener.accept().unwrap().0)
 }
 
+/// The number of a request of which ping says the lower 16 bits, which come round after a minute of a
+/// ping per millisecond. An answer may be late by so many that it is no new round.
+fn unwrapped(number: u16, last: u32) -> u32 {
+    const LATE: u32 = 4096;
+    let round = 1 << 16;
+    let number = last / round * round + u32::from(number);
+    match number {
+        _ if number + LATE < last => number + round,
+        _ if number > last + round - LATE && number >= round => number - round,
+        _ => number,
+    }
+}
+
 fn send(mut stream: TcpStream, stop: &AtomicBool) -> Result<u64, String> {
     let pattern = pattern();
     let mut sent = 0;
@@ -261,4 +277,25 @@ fn receive(mut stream: TcpStream, received: &AtomicU64) -> Result<u64, String> {
 /// A block of the pattern from wherever in it.
 fn pattern() -> Vec<u8> {
     (0..PATTERN).cycle().take(PATTERN + BLOCK).map(|it| u8::try_from(it).unwrap_or(0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_on_where_ping_begins_anew() {
+        for (said, last, meant) in [
+            (1, 0, 1),
+            (65_535, 65_534, 65_535),
+            (0, 65_535, 65_536),
+            (5, 65_530, 65_541),
+            (65_530, 65_541, 65_530),
+            (9, 131_073, 131_081),
+            (40_000, 131_073, 171_072),
+            (100, 2_000, 100),
+        ] {
+            assert_eq!(unwrapped(said, last), meant, "{said} after {last}");
+        }
+    }
 }
