@@ -95,6 +95,7 @@ async fn run(config: Config, passed: Option<UnixListener>) -> Result<()> {
         bpffs: config.folders.bpffs.clone(),
         log: config.datapath_log,
         force_clsact: config.force_clsact,
+        generic_xdp: config.xdp == crate::config::Xdp::Generic,
         conntrack_max: config.conntrack_max.entries(),
         abi: config.abi(),
     })?;

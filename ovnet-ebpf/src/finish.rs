@@ -106,14 +106,14 @@ pub(crate) fn xdp(ctx: &XdpContext, program: Program, handle: fn(&XdpContext) ->
             }
             xdp_action::XDP_DROP
         }
+        Verdict::Answer(..) => xdp_action::XDP_TX,
         // XDP hands nothing to a device of its own; what it does not deliver or drop goes on to TC.
         Verdict::Pass
         | Verdict::Kernel(_)
         | Verdict::Encapsulate(_)
         | Verdict::Slow(..)
         | Verdict::Return(_)
-        | Verdict::Egress(_)
-        | Verdict::Answer(..) => xdp_action::XDP_PASS,
+        | Verdict::Egress(_) => xdp_action::XDP_PASS,
     }
 }
 

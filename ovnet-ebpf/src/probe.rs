@@ -37,9 +37,9 @@ pub(crate) fn answer(ctx: &TcContext) -> Result<Verdict, DropReason> {
     Ok(Verdict::Answer(Answer::Probe, ifindex))
 }
 
-/// Makes a question its own answer.
+/// Makes a question its own answer; `None` where it is cut off.
 #[inline(always)]
-fn turn_around(frame: &Frame) -> Option<Result<(), DropReason>> {
+pub(crate) fn turn_around(frame: &Frame) -> Option<Result<(), DropReason>> {
     let outer = Ipv4::read_fields(frame, vxlan::OUTER_IP)?;
     let inner = Ipv4::read_fields(frame, vxlan::INNER_PACKET)?;
     let ethertype: [u8; 2] = frame.read(vxlan::INNER_ETHERNET + ethernet::TYPE)?;

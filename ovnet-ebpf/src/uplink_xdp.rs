@@ -3,12 +3,14 @@
 //! TCP and UDP to published ports are translated, too. What it does not take (everything not ours, ARP, fragments, UDP checksums, merged packets) goes
 //! on to `from_uplink`, which decides again.
 
-use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::{
+    Global, bindings::xdp_md, helpers::generated::bpf_xdp_adjust_head, programs::XdpContext,
+};
 use ovnet_common::{
     ecn,
     headers::{ethernet, ipv4},
     published::published_flags,
-    verdict::{DropReason, Verdict},
+    verdict::{Answer, DropReason, Verdict},
     vxlan,
 };
 
@@ -16,10 +18,15 @@ use crate::{
     from_uplink::mark,
     maps,
     parse::{Frame, Ipv4},
+    probe,
     published::{self, Outcome},
     translate,
     trust::{self, Accepted, Packet},
 };
+
+/// Whether the program is run by generic XDP: 1, or 0. Set when it is loaded.
+#[unsafe(no_mangle)]
+static XDP_IS_GENERIC: Global<u8> = Global::new(0);
 
 /// Decides about a frame the driver received.
 #[inline(always)]
@@ -42,7 +49,9 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
     }
     let packet = match trust::accept(&frame, config)? {
         Accepted::Nothing if config.published != 0 => return Ok(published_port(ctx.ctx).verdict()),
-        // A probe of a known host is answered at TC.
+        // A probe of a known host is answered at TC, which sees it as it came; after generic XDP it
+        // may come there without its Ethernet header.
+        Accepted::Probe if XDP_IS_GENERIC.load() != 0 => return answer_probe(ctx.ctx).verdict(),
         Accepted::Nothing | Accepted::Probe => return Ok(Verdict::Pass),
         Accepted::Packet(packet) => packet,
     };
@@ -65,6 +74,34 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
         mark(&frame, &ip, tos).ok_or(DropReason::DecapFailed)?;
     }
     Ok(Verdict::Deliver(ifindex))
+}
+
+/// Answers a probe in place, to leave by the uplink again. A function of its own for its stack.
+#[inline(never)]
+fn answer_probe(xdp: *mut xdp_md) -> Answered {
+    let ctx = XdpContext::new(xdp);
+    match probe::turn_around(&Frame::xdp(&ctx)) {
+        None => Answered(DropReason::Truncated as u32),
+        Some(Err(reason)) => Answered(reason as u32),
+        Some(Ok(())) => Answered(0),
+    }
+}
+
+/// What became of a probe: 0, or the number of the reason to drop it. A function of its own returns
+/// a number.
+#[repr(transparent)]
+struct Answered(u32);
+
+impl Answered {
+    #[inline(always)]
+    fn verdict(self) -> Result<Verdict, DropReason> {
+        const TRUNCATED: u32 = DropReason::Truncated as u32;
+        match self.0 {
+            0 => Ok(Verdict::Answer(Answer::Probe, 0)),
+            TRUNCATED => Err(DropReason::Truncated),
+            _ => Err(DropReason::NotAProbe),
+        }
+    }
 }
 
 /// Decides about a frame that is not VXLAN: TCP and UDP to a published port are translated here;

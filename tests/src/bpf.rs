@@ -162,7 +162,8 @@ pub fn load_with(folder: &Path, conntrack_max: Option<u32>) -> Datapath {
 pub fn load_as(folder: &Path, conntrack_max: Option<u32>, abi: Abi) -> Datapath {
     let bpffs = folder.join("ovnet");
     let log = DatapathLog::Off;
-    let options = LoadOptions { bpffs, log, force_clsact: false, conntrack_max, abi };
+    let (force_clsact, generic_xdp) = (false, false);
+    let options = LoadOptions { bpffs, log, force_clsact, generic_xdp, conntrack_max, abi };
     Datapath::load(&options).unwrap_or_else(|error| panic!("load the programs: {error:#}"))
 }
 

@@ -87,6 +87,8 @@ pub(super) fn load(options: &LoadOptions, tc: TcMode, conntrack_max: u32) -> Res
     let level = options.log.level();
     let mut loader = EbpfLoader::new();
     loader.override_global(aya_log::LEVEL, &level, false);
+    let generic = u8::from(options.generic_xdp);
+    loader.override_global("XDP_IS_GENERIC", &generic, true);
     loader.map_max_entries(map::CONNTRACK, conntrack_max);
     let pins: Vec<(&str, PathBuf)> = map::ALL.iter().map(|name| (*name, maps.join(name))).collect();
     for (name, path) in &pins {

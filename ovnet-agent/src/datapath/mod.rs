@@ -104,6 +104,8 @@ pub struct LoadOptions {
     pub log: DatapathLog,
     /// Use clsact even where the kernel has TCX (a hidden option, for tests).
     pub force_clsact: bool,
+    /// Whether XDP is to be attached as generic, whose program then answers probes itself.
+    pub generic_xdp: bool,
     /// How many entries of published ports' flows there may be, two per flow; by the machine's
     /// memory where absent.
     pub conntrack_max: Option<u32>,

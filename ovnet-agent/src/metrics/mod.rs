@@ -1,7 +1,7 @@
 //! `--metrics`: what there is to count, for Prometheus.
 //!
 //! Nothing is counted here: everything is counted where it happens, read when it is asked for
-//! ([`Numbers::read`]), written down by [`text`], and served by [`server`], which bounds what a client
+//! (`Numbers::read`), written down by `text`, and served by [`server`], which bounds what a client
 //! can cost.
 
 mod process;

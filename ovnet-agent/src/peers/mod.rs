@@ -4,7 +4,7 @@
 //! peer's program turns it around (`ovnet-ebpf/src/probe.rs`): no agent need run there, and what is
 //! proved is what forwarding needs: that UDP gets through in both directions, that packets of full size
 //! do, that the peer's program is attached and its tables know us. The answer comes to the socket that
-//! asked ([`socket`]). What it all means is decided by [`table`], which does no I/O.
+//! asked (`socket`). What it all means is decided by `table`, which does no I/O.
 
 mod message;
 mod socket;

@@ -119,6 +119,7 @@ fn a_folder_that_is_on_no_bpffs_is_refused_in_one_line() {
             bpffs: folder.path().join("ovnet"),
             log: ovnet_agent::datapath::DatapathLog::Off,
             force_clsact: false,
+            generic_xdp: false,
             conntrack_max: None,
             abi: ovnet_agent::datapath::Abi::default(),
         };

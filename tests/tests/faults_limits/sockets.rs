@@ -31,6 +31,9 @@ const MEMORY: u64 = 100 * 1024;
 /// The address names are answered on in this lab.
 const DNS: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 11);
 
+/// What clients do, what they send first, and what over and over after that.
+type Attack = (&'static str, &'static [u8], Option<&'static [u8]>);
+
 #[test]
 fn clients_that_mean_harm_keep_nobody_away() {
     let Some(cluster) = Cluster::up("sockets", |options| {
@@ -52,7 +55,7 @@ fn clients_that_mean_harm_keep_nobody_away() {
     }
     let before = usage(&cluster);
 
-    let attacks: [(&str, &[u8], Option<&[u8]>); 5] = [
+    let attacks: [Attack; 5] = [
         ("say nothing", b"", None),
         ("never end their head", b"GET /v1/status HTTP/1.1\r\n", Some(b"X: y\r\n")),
         (
@@ -187,7 +190,8 @@ fn dns(cluster: &Cluster) {
             let connections: Vec<_> = connections.collect();
             let socket = UdpSocket::bind("192.168.1.11:0")?;
             for length in 0..2000_usize {
-                let garbage: Vec<u8> = (0..length % 1400).map(|it| (it * length) as u8).collect();
+                let garbage: Vec<u8> =
+                    (0..length % 1400).map(|it| u8::try_from(it * length % 256).unwrap()).collect();
                 let _ = socket.send_to(&garbage, server);
             }
             // The root's name servers: a whole query, which has an answer of some kind.

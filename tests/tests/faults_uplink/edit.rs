@@ -133,8 +133,14 @@ pub(crate) fn leave_filter(cluster: &Cluster) {
         setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
         let log = DatapathLog::Off;
         let conntrack_max = Some(16_384);
-        let options =
-            LoadOptions { bpffs, log, force_clsact: true, conntrack_max, abi: Abi::default() };
+        let options = LoadOptions {
+            bpffs,
+            log,
+            force_clsact: true,
+            generic_xdp: false,
+            conntrack_max,
+            abi: Abi::default(),
+        };
         let mut datapath = Datapath::load(&options).unwrap();
         let program = Program::FromUplink;
         datapath.attach(&Attachment { program, ifindex, interface, xdp: None }).unwrap();

@@ -72,8 +72,10 @@ fn egress_is_kept_apart(cluster: &Cluster, steps: &Steps) {
     let socket = cluster.lab.inside("docker01/t2", || Ok(UdpSocket::bind("0.0.0.0:0")?)).unwrap();
     socket.send_to(b"vxlan", "192.168.1.12:4789").unwrap();
     until("the packet to be counted as dropped", || {
-        let rules = cluster.sh("docker01", "nft list chain ip ovnet guard");
-        rules.contains("counter packets 1 ").then_some(())
+        let counters = cluster.json("docker01", "counters");
+        let dropped =
+            |it: &Value| it["program"] == "from_gwbridge" && it["verdict"] == "vxlan-port";
+        counters.as_array()?.iter().any(dropped).then_some(())
     });
 }
 
