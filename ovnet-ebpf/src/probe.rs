@@ -43,7 +43,7 @@ pub(crate) fn turn_around(frame: &Frame) -> Option<Result<(), DropReason>> {
     let outer = Ipv4::read_fields(frame, vxlan::OUTER_IP)?;
     let inner = Ipv4::read_fields(frame, vxlan::INNER_PACKET)?;
     let ethertype: [u8; 2] = frame.read(vxlan::INNER_ETHERNET + ethernet::TYPE)?;
-    let [kind, code, c0, c1]: [u8; 4] = frame.read(ICMP)?;
+    let [kind, code, c0, c1, ..]: [u8; icmp::LEN] = frame.read(ICMP)?;
     let is_question = ethertype == ethernet::IPV4.to_be_bytes()
         && inner.version_ihl == ipv4::NO_OPTIONS
         && !inner.is_fragment()

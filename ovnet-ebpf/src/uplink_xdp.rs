@@ -79,6 +79,13 @@ fn receive(ctx: &XdpContext) -> Result<Verdict, DropReason> {
 /// Answers a probe in place, to leave by the uplink again. A function of its own for its stack.
 #[inline(never)]
 fn answer_probe(xdp: *mut xdp_md) -> Answered {
+    // Moves nothing. LLVM would else hand over the packet's bounds in place of the context, as the 32
+    // bits that the context declares them to be, which the verifier refuses ("pointer arithmetic with
+    // <<="); a context that a helper takes stays one.
+    // SAFETY: the context is the one the kernel gave us, and no packet pointer is held.
+    if unsafe { bpf_xdp_adjust_head(xdp, 0) } != 0 {
+        return Answered(DropReason::Truncated as u32);
+    }
     let ctx = XdpContext::new(xdp);
     match probe::turn_around(&Frame::xdp(&ctx)) {
         None => Answered(DropReason::Truncated as u32),

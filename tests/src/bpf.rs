@@ -163,8 +163,11 @@ pub fn load_as(folder: &Path, conntrack_max: Option<u32>, abi: Abi) -> Datapath 
     let bpffs = folder.join("ovnet");
     let log = DatapathLog::Off;
     let (force_clsact, generic_xdp) = (false, false);
-    let options = LoadOptions { bpffs, log, force_clsact, generic_xdp, conntrack_max, abi };
-    Datapath::load(&options).unwrap_or_else(|error| panic!("load the programs: {error:#}"))
+    load_by(&LoadOptions { bpffs, log, force_clsact, generic_xdp, conntrack_max, abi })
+}
+
+fn load_by(options: &LoadOptions) -> Datapath {
+    Datapath::load(options).unwrap_or_else(|error| panic!("load the programs: {error:#}"))
 }
 
 impl Bench {
@@ -181,6 +184,19 @@ impl Bench {
     /// Loads everything again over the same pins, as a restarted agent does.
     pub fn reload(&mut self) {
         *self = Self::new(load(&self.folder), &self.folder.clone());
+    }
+
+    /// The same as an agent that is told `--xdp generic`.
+    pub fn reload_for_generic_xdp(&mut self) {
+        let datapath = load_by(&LoadOptions {
+            bpffs: self.folder.join("ovnet"),
+            log: DatapathLog::Off,
+            force_clsact: false,
+            generic_xdp: true,
+            conntrack_max: Some(CONNTRACK_MAX),
+            abi: Abi::default(),
+        });
+        *self = Self::new(datapath, &self.folder.clone());
     }
 
     /// Makes the tables these, whatever they were.

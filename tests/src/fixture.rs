@@ -204,6 +204,7 @@ pub fn return_code(program: Program, verdict: Verdict) -> u32 {
     const TC_ACT_REDIRECT: u32 = 7;
     const XDP_DROP: u32 = 1;
     const XDP_PASS: u32 = 2;
+    const XDP_TX: u32 = 3;
     const XDP_REDIRECT: u32 = 4;
     let (pass, drop, redirect) = match program {
         Program::UplinkXdp => (XDP_PASS, XDP_DROP, XDP_REDIRECT),
@@ -212,6 +213,7 @@ pub fn return_code(program: Program, verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass | Verdict::Kernel(_) => pass,
         Verdict::Drop(_) => drop,
+        Verdict::Answer(..) if program == Program::UplinkXdp => XDP_TX,
         _ => redirect,
     }
 }

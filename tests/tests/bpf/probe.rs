@@ -124,6 +124,27 @@ fn probes_are_answered_by_their_table() {
     });
 }
 
+/// What generic XDP passes on may reach TC without its Ethernet header, so its program answers.
+#[test]
+fn generic_xdp_answers_itself() {
+    bench("generic_xdp_answers_itself", |bench| {
+        bench.reload_for_generic_xdp();
+        bench.set_tables(&world());
+        let program = Program::UplinkXdp;
+        let whole = from_b().build(&question());
+        let (code, after) = bench.run(&from_wire(program, whole.clone()));
+        assert_eq!(code, return_code(program, ANSWERED));
+        assert_eq!(after, answer(&from_b(), b"is it there?"));
+        let refused = [(0, HOST_B), (8, HOST_C), (8, CONTAINER_B1)]
+            .map(|(kind, from)| from_b().build(&echo_between(from, HOST_A, kind, b"x")));
+        for packet in refused.into_iter().chain((50..92).map(|length| whole[..length].to_vec())) {
+            let (code, after) = bench.run(&from_wire(program, packet.clone()));
+            assert_eq!(code, return_code(program, Drop(NotAProbe)), "{packet:02x?}");
+            assert_eq!(after, packet, "and it is not touched");
+        }
+    });
+}
+
 /// Two hosts must never be made to answer each other for ever, whatever a question was made to look
 /// like on its way.
 #[test]
