@@ -9,5 +9,6 @@
     reason = "a test panics with what it found; the lint knows #[test] functions, not helpers"
 )]
 
+mod exhausted;
 mod sockets;
 mod state;
