@@ -10,10 +10,34 @@ use crate::tools;
 
 /// What process 1, the lab and the tests run. The shell and the commands are this machine's own, as
 /// the lab's scripts know them.
-const PROGRAMS: [&str; 26] = [
-    "sh", "ip", "tc", "bridge", "ss", "nft", "ethtool", "ping", "nsenter", "unshare", "mount",
-    "umount", "timeout", "setpriv", "stdbuf", "cat", "sleep", "mkdir", "rm", "ls", "sort", "uname",
-    "grep", "ln", "tail", "busybox",
+const PROGRAMS: [&str; 27] = [
+    "sh",
+    "ip",
+    "tc",
+    "bridge",
+    "ss",
+    "nft",
+    "ethtool",
+    "ping",
+    "nsenter",
+    "unshare",
+    "mount",
+    "umount",
+    "timeout",
+    "setpriv",
+    "stdbuf",
+    "cat",
+    "sleep",
+    "mkdir",
+    "rm",
+    "ls",
+    "sort",
+    "uname",
+    "grep",
+    "ln",
+    "tail",
+    "busybox",
+    "systemd-analyze",
 ];
 /// Where cargo's folder is in the guest; the tests look there for what they run.
 pub(super) const TARGET: &str = "/target";
@@ -71,6 +95,10 @@ pub(super) fn files(built: &[(String, PathBuf)]) -> Result<Vec<u8>> {
     for (path, source) in built {
         archive.stripped(&format!("{TARGET}/{path}"), source)?;
     }
+    // What a lab takes from its agents.
+    let unit = tools::workspace().join("ovnet-agent/package/ovnet-agent.service");
+    let read = std::fs::read(&unit).with_context(|| format!("read {}", unit.display()))?;
+    archive.file(&unit.display().to_string(), &read);
     // `stdbuf` puts it in front of what it runs.
     let preloaded = PathBuf::from("/usr/libexec/coreutils/libstdbuf.so");
     if preloaded.is_file() {
