@@ -1,7 +1,8 @@
 //! Wire → container before an skb exists: the trust filter, decapsulation and redirection.
 //!
-//! TCP and UDP to published ports are translated, too. What it does not take (everything not ours, ARP, fragments, UDP checksums, merged packets) goes
-//! on to `from_uplink`, which decides again.
+//! TCP and UDP to published ports are translated, too. What it does not take (everything not ours, ARP,
+//! fragments, UDP checksums, merged packets, and probes but under generic XDP) goes on to `from_uplink`,
+//! which decides again.
 
 use aya_ebpf::{
     Global, bindings::xdp_md, helpers::generated::bpf_xdp_adjust_head, programs::XdpContext,
