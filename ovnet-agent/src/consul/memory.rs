@@ -50,10 +50,10 @@ impl Snapshot {
     }
 }
 
-/// Whether a folder is not the one that was read: another Consul's, or of this one wiped. One that
-/// had no sentinel when it was read has its losses listed.
+/// Whether a folder is not known to be the one that was read: another Consul's, or of this one
+/// wiped. Of one that had no sentinel when it was read, nobody can say.
 fn differs(read: Option<&str>, found: Option<&Identity>) -> bool {
-    read.is_some_and(|read| found.is_none_or(|found| found.to_string() != read))
+    read.is_none_or(|read| found.is_none_or(|found| found.to_string() != read))
 }
 
 #[cfg(test)]
@@ -95,6 +95,14 @@ mod tests {
         for wiped in [None, Some(identity(8))] {
             let found = snapshot().doubtful_networks(wiped.as_ref(), |name| name == "a");
             assert_eq!(names(&found), ["b"]);
+        }
+    }
+
+    #[test]
+    fn what_was_read_without_a_sentinel_is_still_taken_whatever_is_found() {
+        let read = Snapshot { identity: None, ..snapshot() };
+        for found in [None, Some(identity(7))] {
+            assert_eq!(names(&read.doubtful_networks(found.as_ref(), |_| false)), ["a", "b"]);
         }
     }
 

@@ -255,8 +255,10 @@ async fn what_a_wiped_consul_lacks_is_not_taken_again(mut server: Server) {
     let network = consul.create_network(&wanted("a"), &pool(), &[]).await.unwrap();
     let endpoint = consul.claim_address(&network, &claim("e1")).await.unwrap();
     watcher.want_endpoints(BTreeSet::from([network.id.clone()]));
-    seen(&mut snapshots, "the endpoint", SOON, |snapshot| {
-        snapshot.endpoints.get(&network.id).is_some_and(|it| it.len() == 1)
+    // Only what was read can be remembered, and the endpoint may be read first.
+    seen(&mut snapshots, "the network and its endpoint", SOON, |snapshot| {
+        networks(snapshot) == 1
+            && snapshot.endpoints.get(&network.id).is_some_and(|it| it.len() == 1)
     })
     .await;
     server.kill();
