@@ -9,8 +9,12 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkMessage, LinkXdp},
     tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
 };
+use nix::errno::Errno;
 
-use super::{Net, link::plain};
+use super::{
+    Net,
+    link::{is, plain},
+};
 
 /// A program behind a filter: its name as the filter tells it, and its id.
 pub type FilterProgram = (String, u32);
@@ -46,8 +50,15 @@ impl Net {
             let index = qdisc.header.index;
             let _alone = space.dumping().await;
             let listed = space.rtnetlink.traffic_filter(index).get().ingress().execute();
-            // An interface that went meanwhile has none.
-            let Ok(listed) = listed.try_collect::<Vec<TcMessage>>().await else { continue };
+            let listed: Vec<TcMessage> = match listed.try_collect().await {
+                Ok(listed) => listed,
+                // An interface that went meanwhile has none.
+                Err(error) if is(&error, Errno::ENODEV) => continue,
+                Err(error) => {
+                    return Err(plain(error))
+                        .with_context(|| format!("list the filters of interface {index}"));
+                }
+            };
             let programs: BTreeSet<FilterProgram> = listed.iter().filter_map(program_of).collect();
             if let (Ok(index), false) = (u32::try_from(index), programs.is_empty()) {
                 filters.insert(index, programs);

@@ -45,6 +45,8 @@ pub(super) const TARGET: &str = "/target";
 pub(super) const ENDED: &str = "the guest has ended";
 /// By how much a test may be slower here: the tests multiply what they wait at most by it.
 const PATIENCE: u32 = 10;
+/// How many frames of a storm each program is given here, in place of a million.
+const FRAMES: u32 = 10_000;
 
 /// Process 1. What the tests print goes to the second serial line: the kernel's own messages on the
 /// first would come in the middle of theirs.
@@ -119,8 +121,10 @@ pub(super) fn tests(modules: &[Module], variables: &[(&str, &str)], runs: &[Run]
 
 fn script(variables: &[(&str, &str)], runs: &[Run]) -> String {
     // Nothing may be skipped here: what the guest lacks is a mistake of this module.
-    let mut script =
-        format!("export CARGO_TARGET_DIR={TARGET} OVNET_REQUIRE_ALL=1 OVNET_PATIENCE={PATIENCE}\n");
+    let mut script = format!(
+        "export CARGO_TARGET_DIR={TARGET} OVNET_REQUIRE_ALL=1 OVNET_PATIENCE={PATIENCE} \
+         OVNET_FRAMES={FRAMES}\n"
+    );
     for (name, value) in variables {
         script += &format!("export {name}={value}\n");
     }
