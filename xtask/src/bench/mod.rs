@@ -2,6 +2,7 @@
 //! the same, in one lab and in turns.
 
 mod cpu;
+mod frames;
 mod ports;
 
 use anyhow::Result;
@@ -18,6 +19,8 @@ pub(crate) struct Args {
 enum What {
     /// From outside to a container's published port: ovnet, Docker's rules, docker-proxy.
     Ports(ports::Args),
+    /// Frames a processor takes in and drops, and what each program takes of its time.
+    Frames(frames::Args),
 }
 
 /// Carries out a verb of `cargo xtask bench`.
@@ -27,5 +30,6 @@ enum What {
 pub(crate) fn run(args: Args) -> Result<()> {
     match args.what {
         What::Ports(args) => ports::run(args),
+        What::Frames(args) => frames::run(args),
     }
 }
