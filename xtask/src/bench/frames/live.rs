@@ -1,13 +1,13 @@
 //! One measurement of one contender: frames given to its program, what became of them counted.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::bpf::{self, Injection, Program, Statistics};
+use super::bpf::{self, Injection, Statistics};
 use super::contenders::{Contender, End, counted};
 use crate::lab::{Lab, wait_until};
 
@@ -48,7 +48,7 @@ pub(super) struct Share {
 /// Injects for about so long, with all the work on one processor.
 pub(super) fn measure(lab: &Lab, contender: &Contender, time: Duration) -> Result<Sample> {
     let guess = inject(lab, contender, GUESS)?;
-    let wanted = f64::from(GUESS) * time.as_secs_f64() / guess.as_secs_f64();
+    let wanted = time.as_secs_f64() / guess.as_secs_f64();
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -56,7 +56,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, time: Duration) -> Resul
     )]
     let count = wanted.clamp(f64::from(GUESS), 1e9) as u32;
     let before = settled(lab, contender)?;
-    let took = inject(lab, contender, count)?;
+    let each = inject(lab, contender, count)?;
     let injected = u64::from(count);
     let arrived = match contender.end {
         End::Nobody => injected,
@@ -65,9 +65,9 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, time: Duration) -> Resul
     let lost = injected.saturating_sub(arrived);
     ensure!(arrived > 0, "none of {injected} frames was counted");
     ensure!(lost * LOSSES <= injected, "{lost} of {injected} frames were lost on the way");
-    let frames = f64::from(u32::try_from(arrived).context("frames that arrived")?);
-    let rate = frames / took.as_secs_f64();
-    Ok(Sample { rate, nanoseconds: 1e9 / rate, injected, lost })
+    let share = float(arrived) / float(injected);
+    let nanoseconds = each.as_secs_f64() * 1e9 / share;
+    Ok(Sample { rate: 1e9 / nanoseconds, nanoseconds, injected, lost })
 }
 
 /// How much of it each program took, by the kernel's statistics. They cost some nanoseconds per run
@@ -95,21 +95,18 @@ pub(super) fn shares(lab: &Lab, contender: &Contender) -> Result<Vec<Share>> {
     Ok(shares)
 }
 
-/// Gives so many frames to the contender's program; how long it took.
+/// Gives so many frames to the contender's program; how long it took for each.
 fn inject(lab: &Lab, contender: &Contender, count: u32) -> Result<Duration> {
     let Contender { host, ifindex, frame, .. } = contender;
     let (program, ifindex, frame) = (contender.program.another()?, *ifindex, frame.clone());
-    lab.inside(host, move || {
-        pin()?;
-        timed(&program, Injection { frame: &frame, ifindex, count, batch: BATCH })
-    })
-    .with_context(|| contender.label)
-}
-
-fn timed(program: &Program, injection: Injection<'_>) -> Result<Duration> {
-    let begun = Instant::now();
-    program.inject(injection)?;
-    Ok(begun.elapsed())
+    let each = lab
+        .inside(host, move || {
+            pin()?;
+            program.inject(Injection { frame: &frame, ifindex, count, batch: BATCH })
+        })
+        .with_context(|| contender.label)?;
+    ensure!(!each.is_zero(), "{}: the kernel took no time", contender.label);
+    Ok(each)
 }
 
 /// Keeps this thread on the last processor. What the frames raise (the softirqs of veths, backlog

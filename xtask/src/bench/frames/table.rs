@@ -35,7 +35,7 @@ pub(super) fn render(measured: &[Measured]) -> String {
     let mut text = String::new();
     for kind in Kind::ALL {
         let titles =
-            [kind.name(), "Mio./s", "lowest – highest", "ns", "first ÷ it", "lowest – highest"];
+            [kind.name(), "million/s", "lowest – highest", "ns", "first ÷ it", "lowest – highest"];
         let mut rows = vec![titles.map(str::to_owned).to_vec()];
         let of_kind: Vec<&Measured> = measured.iter().filter(|it| it.kind == kind).collect();
         for (index, it) in of_kind.iter().enumerate() {
