@@ -1,9 +1,12 @@
 //! `cargo xtask bench`: what the project claims about its speed, measured next to what else does
 //! the same, in one lab and in turns.
 
+mod compare;
 mod cpu;
 mod frames;
 mod ports;
+mod report;
+mod show;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -21,6 +24,10 @@ enum What {
     Ports(ports::Args),
     /// Frames a processor takes in and drops, and what each program takes of its time.
     Frames(frames::Args),
+    /// What got slower or faster from one report to another, beyond the noise.
+    Compare(compare::Args),
+    /// Reports that were written before, as tables, plots and Markdown again; several as one.
+    Show(show::Args),
 }
 
 /// Carries out a verb of `cargo xtask bench`.
@@ -31,5 +38,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match args.what {
         What::Ports(args) => ports::run(args),
         What::Frames(args) => frames::run(args),
+        What::Compare(args) => compare::run(&args),
+        What::Show(args) => show::run(&args),
     }
 }
