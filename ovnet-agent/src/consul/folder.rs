@@ -91,6 +91,19 @@ impl<T: Follow> Folder<T> {
         self.kept.iter().map(String::as_str)
     }
 
+    /// Forgets those of them that nobody will put back.
+    pub(super) fn give_up(&mut self, is_orphan: impl Fn(&str) -> bool) {
+        let orphans: Vec<String> = self.kept.iter().filter(|it| is_orphan(it)).cloned().collect();
+        for name in orphans {
+            tracing::info!(
+                "{}{name} is given up: Consul has lost it, and its host has not put it back",
+                self.folder
+            );
+            self.kept.remove(&name);
+            self.records.remove(&name);
+        }
+    }
+
     /// The ends of the keys of records that cannot be read now.
     pub(super) fn unreadable(&self) -> impl ExactSizeIterator<Item = &str> {
         self.unreadable.keys().map(String::as_str)
@@ -287,6 +300,15 @@ mod tests {
         assert!(folder.kept().eq(["a"]));
         folder.take_in(answer(5, Some((3, "new")), &[]), parse);
         assert_eq!(names(&folder), ["a"]);
+    }
+
+    #[test]
+    fn of_what_is_kept_some_may_be_given_up_and_of_the_rest_nothing() {
+        let mut folder = with_a_and_b();
+        folder.take_in(answer(9, Some((5, "other")), &[("c", "1")]), parse);
+        folder.give_up(|name| name != "b");
+        assert_eq!(names(&folder), ["b", "c"]);
+        assert!(folder.kept().eq(["b"]));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod health;
 pub mod lease;
 mod memory;
 pub mod networks;
+mod orphans;
 pub mod pending;
 mod restore;
 pub mod schema;

@@ -14,12 +14,14 @@ use anyhow::Result;
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
+    time::MissedTickBehavior,
 };
 
 use super::{
     client::{Consul, Listing},
     folder::{Folder, Follow, Outcome},
     networks::{endpoints_folder, network_key},
+    orphans::Orphans,
     schema::{EndpointRecord, HostRecord, NetworkRecord},
     sentinel,
     snapshot::{HostEntry, Snapshot},
@@ -36,6 +38,9 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 /// cluster must have converged within 5 s of Consul answering, and putting back what was lost takes
 /// several steps one after the other. What it costs is a few requests a second and host.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Between looks at what Consul has lost and nobody puts back.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The task that watches; it ends when this is dropped.
 #[derive(Debug)]
@@ -145,18 +150,23 @@ struct Watch {
     watched: BTreeMap<Subject, Watched>,
     queries: JoinSet<Answer>,
     generations: u64,
+    orphans: Orphans,
 }
 
 impl Watch {
     fn new(consul: Consul, publish: watch::Sender<Arc<Snapshot>>) -> Self {
-        Self { consul, publish, watched: BTreeMap::new(), queries: JoinSet::new(), generations: 0 }
+        let (watched, queries) = (BTreeMap::new(), JoinSet::new());
+        Self { consul, publish, watched, queries, generations: 0, orphans: Orphans::default() }
     }
 
     async fn run(mut self, mut requests: mpsc::UnboundedReceiver<BTreeSet<String>>) {
         self.start(Subject::Hosts);
         self.start(Subject::Networks);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = look.tick() => self.give_up_orphans(),
                 request = requests.recv() => match request {
                     Some(network_ids) => self.want(&network_ids),
                     None => return,
@@ -351,6 +361,63 @@ impl Watch {
                 (watched.generation, watched.asked) = (generation, 0);
             }
         }
+    }
+
+    /// Forgets the endpoints that Consul has lost and whose hosts have had the time to put them back.
+    fn give_up_orphans(&mut self) {
+        let due = self.orphans.update(self.to_be_put_back(), Instant::now());
+        if due.is_empty() {
+            return;
+        }
+        for (subject, watched) in &mut self.watched {
+            if let Records::Endpoints(endpoints) = &mut watched.records {
+                let folder = subject.folder();
+                endpoints.give_up(|name| due.contains(&format!("{folder}{name}")));
+            }
+        }
+        self.publish();
+    }
+
+    /// The keys of endpoints that Consul has lost, of hosts that are announced again in networks that
+    /// are there again. None while anything cannot be read.
+    fn to_be_put_back(&self) -> BTreeSet<String> {
+        let (hosts, networks) =
+            (self.watched.get(&Subject::Hosts), self.watched.get(&Subject::Networks));
+        let (Some(Records::Hosts(hosts)), Some(Records::Networks(networks))) =
+            (hosts.map(|it| &it.records), networks.map(|it| &it.records))
+        else {
+            return BTreeSet::new();
+        };
+        if self.watched.values().any(|it| it.problem.is_some() || it.bare > 0) {
+            return BTreeSet::new();
+        }
+        let away: BTreeSet<&str> = hosts.kept().collect();
+        let announced: BTreeSet<&str> = hosts
+            .records()
+            .filter(|(name, host)| host.locked && !away.contains(name))
+            .map(|(name, _)| name)
+            .collect();
+        let lost: BTreeSet<&str> = networks.kept().collect();
+        let there: BTreeSet<&str> = networks
+            .records()
+            .filter(|(name, _)| !lost.contains(name))
+            .map(|(_, network)| network.id.as_str())
+            .collect();
+        let mut keys = BTreeSet::new();
+        for (subject, Watched { records, .. }) in &self.watched {
+            let (Subject::Endpoints(id), Records::Endpoints(endpoints)) = (subject, records) else {
+                continue;
+            };
+            if !there.contains(id.as_str()) {
+                continue;
+            }
+            let kept: BTreeSet<&str> = endpoints.kept().collect();
+            let orphans = endpoints.records().filter(|(name, record)| {
+                kept.contains(name) && announced.contains(record.host.as_str())
+            });
+            keys.extend(orphans.map(|(name, _)| format!("{}{name}", subject.folder())));
+        }
+        keys
     }
 
     fn publish(&self) {
