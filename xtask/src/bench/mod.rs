@@ -2,6 +2,7 @@
 //! the same, in one lab and in turns.
 
 mod compare;
+mod control;
 mod cpu;
 mod frames;
 mod ports;
@@ -20,6 +21,8 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum What {
+    /// What agents and Consul have to do in clusters of several sizes, and how long news take.
+    Control(control::Args),
     /// From outside to a container's published port: ovnet, Docker's rules, docker-proxy.
     Ports(ports::Args),
     /// Frames a processor takes in and drops, and what each program takes of its time.
@@ -36,6 +39,7 @@ enum What {
 /// What failed; the lab is removed all the same.
 pub(crate) fn run(args: Args) -> Result<()> {
     match args.what {
+        What::Control(args) => control::run(args),
         What::Ports(args) => ports::run(args),
         What::Frames(args) => frames::run(args),
         What::Compare(args) => compare::run(&args),

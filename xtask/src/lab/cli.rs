@@ -205,6 +205,7 @@ fn bring_up(up: Up, prefix: String) -> Result<()> {
         bin_dir,
         stand_in: up.stand_in,
         durable_consul: false,
+        consul_args: Vec::new(),
         docker: up.docker,
         live_restore: up.live_restore,
         guard: up.docker && !up.no_agents,

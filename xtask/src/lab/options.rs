@@ -32,6 +32,9 @@ pub struct Options {
     pub stand_in: bool,
     /// Whether Consul keeps its data over a restart, as a server does, and not in memory only.
     pub durable_consul: bool,
+    /// Further arguments of Consul.
+    #[serde(default)]
+    pub consul_args: Vec<String>,
     /// Whether to start a Docker daemon on each host.
     pub docker: bool,
     /// Whether containers go on while their Docker daemon is stopped, from the lab's start.
@@ -57,6 +60,7 @@ impl Default for Options {
             bin_dir: None,
             stand_in: false,
             durable_consul: false,
+            consul_args: Vec::new(),
             docker: false,
             live_restore: false,
             guard: false,

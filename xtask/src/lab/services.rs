@@ -50,6 +50,11 @@ impl Lab {
         state.consul.as_ref().filter(|consul| consul.process.is_alive()).map(|c| c.kind.clone())
     }
 
+    /// The process of Consul, while it runs.
+    pub fn consul_process(&self) -> Option<Process> {
+        self.state().consul.as_ref().map(|consul| consul.process).filter(Process::is_alive)
+    }
+
     /// Starts Consul on `docker01` and waits until it answers. It keeps its data in memory, or in
     /// [`CONSUL_DATA`] with [`Options::durable_consul`](super::Options::durable_consul).
     ///
@@ -70,7 +75,7 @@ impl Lab {
                 // With one server nobody else can have a newer term: it need not wait to lead.
                 let quick = ["-hcl", "disable_update_check = true", "-hcl", RAFT];
                 let all = arguments.iter().chain(mode).chain(&quick);
-                let all = all.map(|text| (*text).to_owned());
+                let all = all.map(|text| (*text).to_owned()).chain(self.options().consul_args);
                 (consul_version(&binary), [binary].into_iter().chain(all).collect::<Vec<_>>())
             }
             None => {
