@@ -42,7 +42,7 @@ enum Verb {
     /// Three hosts, containers, pings and throughput, in one go.
     Demo(demo::Args),
     /// Measure, next to what else does the same.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Run the tests, by layer.
     Test(test::Args),
     /// Attach, detach, publish and kill at random for half an hour, then compare everything.
@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
         Verb::Build(args) => build_verb::run(&args),
         Verb::Lab(args) => lab::run(args),
         Verb::Demo(args) => demo::run(args),
-        Verb::Bench(args) => bench::run(args),
+        Verb::Bench(args) => bench::run(*args),
         Verb::Test(args) => test::run(&args),
         Verb::Soak(args) => soak::run(&args),
         Verb::Check(args) => check::run(&args),

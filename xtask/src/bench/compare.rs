@@ -83,7 +83,8 @@ fn changes(old: &Report, new: &Report) -> Vec<Change> {
 /// it; else by the figures themselves.
 fn change((before, then): (&Section, &Series), (section, now): (&Section, &Series)) -> Change {
     let reference = section.references.first();
-    let related = reference.filter(|name| **name != now.contender).and_then(|name| {
+    let related = reference.filter(|name| now.unit != "%" && **name != now.contender);
+    let related = related.and_then(|name| {
         let of = |section: &Section, series: &Series| {
             let ratios = ratios(&series.samples, &section.of(&series.work, name)?.samples);
             (!ratios.is_empty()).then(|| Spread::of(&ratios))

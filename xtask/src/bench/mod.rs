@@ -4,6 +4,7 @@
 mod compare;
 mod control;
 mod cpu;
+mod datapath;
 mod frames;
 mod ports;
 mod report;
@@ -14,9 +15,12 @@ use clap::Subcommand;
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
+    #[command(flatten)]
+    datapath: datapath::Args,
 }
 
 #[derive(Subcommand)]
@@ -38,7 +42,8 @@ enum What {
 /// # Errors
 /// What failed; the lab is removed all the same.
 pub(crate) fn run(args: Args) -> Result<()> {
-    match args.what {
+    let Some(what) = args.what else { return datapath::run(&args.datapath) };
+    match what {
         What::Control(args) => control::run(args),
         What::Ports(args) => ports::run(args),
         What::Frames(args) => frames::run(args),

@@ -74,7 +74,7 @@ pub enum Pin {
 }
 
 impl Pin {
-    fn sender(self) -> Option<&'static str> {
+    pub(crate) fn sender(self) -> Option<&'static str> {
         match self {
             Self::None => None,
             Self::Same => Some("1"),
@@ -82,7 +82,7 @@ impl Pin {
         }
     }
 
-    fn receiver(self) -> Option<&'static str> {
+    pub(crate) fn receiver(self) -> Option<&'static str> {
         (self != Self::None).then_some("1")
     }
 }
@@ -156,25 +156,49 @@ pub fn throughput(lab: &Lab, way: &Way, seconds: u64, pin: Pin) -> Result<f64> {
 /// # Errors
 /// iperf3 fails: nobody listens, or nothing arrives.
 pub fn flow(lab: &Lab, from: &str, server: SocketAddrV4, seconds: u64, pin: Pin) -> Result<f64> {
+    flows(lab, from, server, &[], seconds, pin)
+}
+
+/// Sends TCP flows as further arguments of iperf3 have it: so many at a time, or in both directions;
+/// gives the bits per second that arrived, all together.
+///
+/// # Errors
+/// iperf3 fails: nobody listens, or nothing arrives.
+pub(crate) fn flows(
+    lab: &Lab,
+    from: &str,
+    server: SocketAddrV4,
+    arguments: &[&str],
+    seconds: u64,
+    pin: Pin,
+) -> Result<f64> {
     let (address, port) = (server.ip().to_string(), server.port().to_string());
     let time = seconds.to_string();
     // The kernel's default congestion control, whatever this machine has: BBR paces, and so
     // measures its own timers more than the path.
-    let command = ["iperf3", "-J", "-C", "cubic", "-c", &address, "-p", &port, "-t", &time];
+    let mut command = vec!["iperf3", "-J", "-C", "cubic", "-c", &address, "-p", &port, "-t", &time];
+    command.extend(arguments);
     let limit = Duration::from_secs(seconds + 10);
     let output = lab.output(from, &pinned(pin.sender(), &command), limit)?;
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    received(&output.stdout, arguments.contains(&"--bidir")).with_context(|| {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        format!("iperf3 from {from} to {server}: {} {said}", output.status)
+    })
+}
+
+/// Bits per second that arrived, by what iperf3 says, there and, where it sent both ways, here.
+fn received(said: &[u8], both_ways: bool) -> Result<f64> {
+    let report: Value = serde_json::from_slice(said).context("what it says is no JSON")?;
     if let Some(error) = report.get("error").and_then(Value::as_str) {
-        bail!("iperf3 from {from} to {server}: {error}");
+        bail!("{error}");
     }
-    report
-        .pointer("/end/sum_received/bits_per_second")
-        .and_then(Value::as_f64)
-        .filter(|bits| *bits > 0.0)
-        .with_context(|| {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            format!("iperf3 from {from} to {server}: {} {said}", output.status)
-        })
+    let bits = |name| report.pointer(&format!("/end/{name}/bits_per_second"))?.as_f64();
+    let there = bits("sum_received").filter(|bits| *bits > 0.0).context("nothing arrived")?;
+    if !both_ways {
+        return Ok(there);
+    }
+    let back = bits("sum_received_bidir_reverse").filter(|bits| *bits > 0.0);
+    Ok(there + back.context("nothing came back")?)
 }
 
 /// Measures the round trip without pauses between packets: with pauses, what one measures is how
@@ -213,7 +237,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 /// A command bound to a processor, where there is more than one.
-fn pinned<'a>(processor: Option<&'a str>, command: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn pinned<'a>(processor: Option<&'a str>, command: &[&'a str]) -> Vec<&'a str> {
     let several = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
     match processor.filter(|_| several) {
         Some(processor) => [&["taskset", "--cpu-list", processor], command].concat(),
@@ -223,12 +247,33 @@ fn pinned<'a>(processor: Option<&'a str>, command: &[&'a str]) -> Vec<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use super::median;
+    use super::{median, received};
 
     #[test]
     fn median_is_the_middle_or_between_the_middle_two() {
         assert!((median([3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median([4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
         assert!(median([]).abs() < 1e-9);
+    }
+
+    #[test]
+    fn both_directions_are_what_arrived_together() {
+        let both = br#"{"end": {"sum_sent": {"bits_per_second": 9e9},
+            "sum_received": {"bits_per_second": 2e9},
+            "sum_received_bidir_reverse": {"bits_per_second": 3e9}}}"#;
+        assert!((received(both, false).unwrap() - 2e9).abs() < 1.0);
+        assert!((received(both, true).unwrap() - 5e9).abs() < 1.0);
+    }
+
+    #[test]
+    fn what_did_not_arrive_is_an_error() {
+        let refused = br#"{"end": {}, "error": "unable to connect to server"}"#;
+        assert!(received(refused, false).unwrap_err().to_string().contains("unable to connect"));
+        let one_way = br#"{"end": {"sum_received": {"bits_per_second": 2e9}}}"#;
+        let error = received(one_way, true).unwrap_err();
+        assert!(error.to_string().contains("nothing came back"));
+        let nothing = br#"{"end": {"sum_received": {"bits_per_second": 0.0}}}"#;
+        assert!(received(nothing, false).is_err());
+        assert!(received(b"iperf3: no such option", false).is_err());
     }
 }

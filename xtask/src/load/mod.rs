@@ -4,6 +4,7 @@
 //! They do as little as they can beside the calls into the kernel, because they share processors
 //! with what is measured. A client says what it counted in one line of JSON.
 
+mod round_trip;
 mod tcp;
 mod udp;
 mod web;
@@ -15,7 +16,9 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a request, of an answer, and of a datagram's payload.
+pub(crate) use self::round_trip::RoundTrips;
+
+/// Bytes of a request, of an answer, and of a datagram's payload where nothing else is said.
 const PAYLOAD: usize = 64;
 
 /// Arguments of `cargo xtask load`.
@@ -55,6 +58,25 @@ enum Verb {
     UdpClient {
         /// Address and port of the server.
         server: SocketAddrV4,
+        /// Bytes of a datagram's payload.
+        #[arg(long, default_value_t = PAYLOAD)]
+        size: usize,
+        /// For how long, in milliseconds.
+        #[arg(long, default_value_t = 2000)]
+        milliseconds: u64,
+    },
+    /// Answer each byte with itself, by TCP and by UDP.
+    RoundTripServer {
+        /// Port to listen on, at every address.
+        port: u16,
+    },
+    /// Send a byte and wait for the answer, again and again, and say how long it took.
+    RoundTripClient {
+        /// Address and port of the server.
+        server: SocketAddrV4,
+        /// By UDP, not by TCP.
+        #[arg(long)]
+        udp: bool,
         /// For how long, in milliseconds.
         #[arg(long, default_value_t = 2000)]
         milliseconds: u64,
@@ -103,10 +125,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Verb::UdpServer { port, milliseconds } => {
             udp::count(any(port), Duration::from_millis(milliseconds))?
         }
-        Verb::UdpClient { server, milliseconds } => {
-            udp::send(server, Duration::from_millis(milliseconds))?
+        Verb::UdpClient { server, size, milliseconds } => {
+            udp::send(server, size, Duration::from_millis(milliseconds))?
+        }
+        Verb::RoundTripServer { port } => return round_trip::serve(any(port)),
+        Verb::RoundTripClient { server, udp, milliseconds } => {
+            let ask = if udp { round_trip::ask_by_udp } else { round_trip::ask_by_tcp };
+            return say(&ask(server, Duration::from_millis(milliseconds))?);
         }
     };
-    println!("{}", serde_json::to_string(&count).context("write the count")?);
+    say(&count)
+}
+
+fn say(counted: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(counted).context("write the count")?);
     Ok(())
 }

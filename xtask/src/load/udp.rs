@@ -12,10 +12,12 @@ use nix::libc::{self, c_uint, iovec, mmsghdr};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 
-use super::{Count, PAYLOAD};
+use super::Count;
 
 /// Datagrams with one call.
 const BATCH: u8 = 64;
+/// No datagram is longer.
+const LONGEST: usize = 65_535;
 /// Bytes of the receiver's queue: what it holds is as many packets as come while others run.
 const QUEUE: usize = 4 << 20;
 /// How long the receiver waits for the first datagram.
@@ -33,7 +35,7 @@ pub(super) fn count(address: SocketAddrV4, time: Duration) -> Result<Count> {
 }
 
 fn receive(socket: &UdpSocket, time: Duration) -> Result<Count> {
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(LONGEST);
     let began = Instant::now();
     let mut first = None;
     let mut done = 0;
@@ -56,11 +58,11 @@ fn receive(socket: &UdpSocket, time: Duration) -> Result<Count> {
     }
 }
 
-/// Sends for this time.
-pub(super) fn send(server: SocketAddrV4, time: Duration) -> Result<Count> {
+/// Sends datagrams of this size for this time.
+pub(super) fn send(server: SocketAddrV4, size: usize, time: Duration) -> Result<Count> {
     let socket = UdpSocket::bind("0.0.0.0:0").context("make a socket")?;
     socket.connect(server).with_context(|| format!("send to {server}"))?;
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(size);
     let began = Instant::now();
     let mut count = Count::default();
     while began.elapsed() < time {
@@ -76,12 +78,12 @@ pub(super) fn send(server: SocketAddrV4, time: Duration) -> Result<Count> {
 
 /// Room for a batch. All datagrams share one payload: nobody reads it.
 struct Batch {
-    payload: [u8; PAYLOAD],
+    payload: Vec<u8>,
 }
 
 impl Batch {
-    fn new() -> Self {
-        Self { payload: [0; PAYLOAD] }
+    fn new(size: usize) -> Self {
+        Self { payload: vec![0; size] }
     }
 
     fn send(&mut self, socket: &UdpSocket) -> io::Result<u64> {
@@ -112,7 +114,8 @@ impl Batch {
     }
 
     fn call(&mut self, call: impl FnOnce(*mut mmsghdr, c_uint) -> i32) -> io::Result<u64> {
-        let mut part = iovec { iov_base: self.payload.as_mut_ptr().cast(), iov_len: PAYLOAD };
+        let mut part =
+            iovec { iov_base: self.payload.as_mut_ptr().cast(), iov_len: self.payload.len() };
         // SAFETY: a message header of zeroes is one without address, parts and control data.
         let mut message: mmsghdr = unsafe { std::mem::zeroed() };
         message.msg_hdr.msg_iov = &raw mut part;
@@ -134,7 +137,7 @@ mod tests {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, socket.local_addr().unwrap().port());
         let receiver = thread::spawn(move || receive(&socket, Duration::from_millis(20)));
-        let sent = send(address, Duration::from_millis(60)).unwrap();
+        let sent = send(address, 64, Duration::from_millis(60)).unwrap();
         let received = receiver.join().unwrap().unwrap();
         assert!(received.done > 0 && received.done <= sent.done, "{received:?} of {sent:?}");
         assert!(received.seconds >= 0.02 && received.seconds < sent.seconds);

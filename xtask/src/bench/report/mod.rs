@@ -102,7 +102,6 @@ impl Report {
     ///
     /// # Errors
     /// The date is not to be had.
-    #[allow(dead_code, reason = "benchmarks come to use it")]
     pub(super) fn new() -> Result<Self> {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let date = tools::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
@@ -124,7 +123,6 @@ impl Report {
 
 impl Section {
     /// Adds what one round measured to the series it belongs to.
-    #[allow(dead_code, reason = "benchmarks come to use it")]
     pub(super) fn add(
         &mut self,
         contender: &str,

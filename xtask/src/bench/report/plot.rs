@@ -182,7 +182,7 @@ impl<'a> Picture<'a> {
             pen.bar((zero, y), (to(spread.median).max(zero + 1), y + BAR - 5), colour)?;
             pen.range((to(spread.lowest), to(spread.highest)), middle)?;
             let ratio = reference
-                .filter(|reference| reference.contender != series.contender)
+                .filter(|reference| series.unit != "%" && reference.contender != series.contender)
                 .map(|reference| ratios(&series.samples, &reference.samples))
                 .filter(|ratios| !ratios.is_empty())
                 .map(|ratios| format!("   × {:.2}", Spread::of(&ratios).median));

@@ -25,8 +25,10 @@ pub(super) fn render(report: &Report) -> String {
 pub(super) fn rows(section: &Section) -> Vec<Vec<Vec<String>>> {
     let tables = section.works().into_iter().map(|(work, all)| {
         let unit = all.first().map(|series| series.unit.clone()).unwrap_or_default();
-        let references: Vec<_> =
-            section.references.iter().filter_map(|name| section.of(work, name)).collect();
+        // A share of something is in relation already; that of what one lost may well be of nothing.
+        let is_share = all.first().is_some_and(|series| series.unit == "%");
+        let references = section.references.iter().filter(|_| !is_share);
+        let references: Vec<_> = references.filter_map(|name| section.of(work, name)).collect();
         let mut titles = vec![work.to_owned(), unit, "lowest – highest".to_owned()];
         for reference in &references {
             titles.extend([format!("÷ {}", reference.contender), "lowest – highest".to_owned()]);
