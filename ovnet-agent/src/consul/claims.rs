@@ -25,6 +25,9 @@ use crate::ipam;
 /// How long a claim waits for those of this host before it.
 const TURN_LIMIT: Duration = Duration::from_secs(15);
 
+/// Between looks whether others have put back what Consul lost.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// What an endpoint-to-be asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
@@ -60,7 +63,8 @@ impl Consul {
         let mut window = 1;
         loop {
             let mut current = self.current(network).await?;
-            current.add_known(&network.id, &self.known());
+            let known = self.known();
+            current.add_known(&network.id, &known);
             // A claim of ours whose answer was lost.
             if let Some(record) = current.records.iter().find(|record| {
                 record.id == claim.id
@@ -68,6 +72,17 @@ impl Consul {
                     && claim.address.is_none_or(|address| address == record.address)
             }) {
                 return Ok(record.clone());
+            }
+            if known.may_lack_endpoints(&network.id, current.networks.as_ref()) {
+                let lost = anyhow!(
+                    "Consul has lost its data, and the hosts of network {} put their endpoints back \
+                     first",
+                    network.name
+                );
+                ensure_time_left(deadline, lost, &format!("claim an address of {}", network.name))
+                    .await?;
+                tokio::time::sleep(LOOK).await;
+                continue;
             }
             let address = match claim.address {
                 Some(address) => {
@@ -220,8 +235,13 @@ impl Consul {
     async fn current(&self, network: &NetworkRecord) -> Result<Current> {
         let folder = endpoints_folder(&network.id);
         let (key, of_vni) = (network_key(&network.name), vni_key(network.vni));
-        let (entry, listing, claim) =
-            tokio::try_join!(self.get(&key), self.list(&folder), self.get(&of_vni))?;
+        let networks = sentinel::key("networks/");
+        let (entry, listing, claim, networks) = tokio::try_join!(
+            self.get(&key),
+            self.list(&folder),
+            self.get(&of_vni),
+            self.get(&networks)
+        )?;
         // A record by hand may have claimed nothing; what another has claimed it cannot have.
         if let Some(claim) = claim.filter(|claim| claim.value != network.id.as_bytes()) {
             bail!(
@@ -238,7 +258,11 @@ impl Consul {
         let entry = entry.with_context(|| {
             format!("network {} ({}) does not exist any more", network.name, network.id)
         })?;
-        let mut current = Current { network_index: entry.modify_index, ..Current::default() };
+        let mut current = Current {
+            network_index: entry.modify_index,
+            networks: networks.as_ref().map(Identity::of),
+            ..Current::default()
+        };
         for entry in listing.map_or(Vec::new(), |listing| listing.entries) {
             let name = entry.key.strip_prefix(&folder).unwrap_or_default();
             if name == sentinel::NAME {
@@ -261,6 +285,8 @@ impl Consul {
 #[derive(Default)]
 struct Current {
     network_index: u64,
+    /// What tells the networks from those of another Consul, or of this one wiped.
+    networks: Option<Identity>,
     sentinel: Option<Entry>,
     taken: BTreeSet<Ipv4Addr>,
     records: Vec<EndpointRecord>,

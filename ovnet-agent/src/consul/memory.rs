@@ -4,7 +4,7 @@
 //! takes a moment. Whoever chose a VNI, a subnet or an address in that moment by what Consul has
 //! alone would choose what is in use: two networks with one VNI would be one network.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use super::{
     Snapshot,
@@ -13,7 +13,22 @@ use super::{
     sentinel::Identity,
 };
 
+/// How long the hosts of a network are given to put back what a Consul lost, before an address is
+/// chosen by somebody who does not know what there was.
+pub(super) const PUT_BACK: Duration = Duration::from_secs(5);
+
 impl Snapshot {
+    /// Whether what Consul has of a network's endpoints, in networks of this `identity`, may lack some
+    /// that nobody here knows of: its data was lost a moment ago, or before the watcher has noticed.
+    pub(super) fn may_lack_endpoints(&self, network_id: &str, identity: Option<&Identity>) -> bool {
+        let noticed = self.identity.is_none() || !differs(self.identity.as_deref(), identity);
+        let recently = self.wiped.is_some_and(|at| at.elapsed() < PUT_BACK);
+        match (noticed, recently) {
+            (false, _) => !self.endpoints.contains_key(network_id),
+            (true, true) => !self.remembered.contains(network_id),
+            (true, false) => false,
+        }
+    }
     /// The networks known here that are not `there`, by name, where their absence is no deletion:
     /// `identity` is that of the folder in which they are missing.
     pub(super) fn doubtful_networks(
@@ -58,6 +73,8 @@ fn differs(read: Option<&str>, found: Option<&Identity>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::{consul::client::Entry, service::fake};
 
@@ -112,6 +129,28 @@ mod tests {
         snapshot.lost.insert("networks/b".into());
         let found = snapshot.doubtful_networks(Some(&identity(7)), |_| false);
         assert_eq!(names(&found), ["b"]);
+    }
+
+    #[test]
+    fn who_does_not_know_a_network_waits_for_those_who_do() {
+        let mut known = snapshot();
+        known.endpoints.insert("known".into(), [].into());
+        let lacks = |known: &Snapshot, id: &str, created| {
+            known.may_lack_endpoints(id, Some(identity(created)).as_ref())
+        };
+        // As it was, and wiped before the watcher has noticed.
+        assert!(!lacks(&known, "other", 7) && !lacks(&known, "known", 7));
+        assert!(lacks(&known, "other", 8) && !lacks(&known, "known", 8));
+        assert!(known.may_lack_endpoints("other", None));
+        // Noticed, and read since.
+        known.identity = Some(identity(8).to_string());
+        known.remembered.insert("known".into());
+        known.endpoints.insert("other".into(), [].into());
+        known.wiped = Instant::now().checked_sub(PUT_BACK / 2);
+        assert!(lacks(&known, "other", 8) && !lacks(&known, "known", 8));
+        known.wiped = Instant::now().checked_sub(PUT_BACK);
+        assert!(!lacks(&known, "other", 8));
+        assert!(!lacks(&Snapshot::default(), "other", 8), "nothing was read yet");
     }
 
     #[test]

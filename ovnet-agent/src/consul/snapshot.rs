@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    time::Instant,
 };
 
 use anyhow::{Result, ensure};
@@ -38,6 +39,10 @@ pub struct Snapshot {
     /// Keys, without the prefix, of records above that somebody else than their owner has written
     /// to. What they said before stands; their owners write it again.
     pub overwritten: BTreeSet<String>,
+    /// When Consul was last found to have lost its data, or to have gone back in time.
+    pub wiped: Option<Instant>,
+    /// Ids of the networks whose endpoints were read before that.
+    pub remembered: BTreeSet<String>,
     /// `connected`, or one line that says what is wrong.
     pub consul_state: String,
 }

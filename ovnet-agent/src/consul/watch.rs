@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     client::{Consul, Listing},
     folder::{Folder, Follow, Outcome},
+    memory::PUT_BACK,
     networks::{endpoints_folder, network_key},
     orphans::Orphans,
     schema::{EndpointRecord, HostRecord, NetworkRecord},
@@ -151,12 +152,22 @@ struct Watch {
     queries: JoinSet<Answer>,
     generations: u64,
     orphans: Orphans,
+    wiped: Option<Instant>,
+    remembered: BTreeSet<String>,
 }
 
 impl Watch {
     fn new(consul: Consul, publish: watch::Sender<Arc<Snapshot>>) -> Self {
-        let (watched, queries) = (BTreeMap::new(), JoinSet::new());
-        Self { consul, publish, watched, queries, generations: 0, orphans: Orphans::default() }
+        Self {
+            consul,
+            publish,
+            watched: BTreeMap::new(),
+            queries: JoinSet::new(),
+            generations: 0,
+            orphans: Orphans::default(),
+            wiped: None,
+            remembered: BTreeSet::new(),
+        }
     }
 
     async fn run(mut self, mut requests: mpsc::UnboundedReceiver<BTreeSet<String>>) {
@@ -337,12 +348,28 @@ impl Watch {
             (watched.query, watched.asked) = (query, next);
         }
         if start_over {
+            self.remember();
             self.start_over(|other, it| *other != subject && it.asked != 0);
         } else if subject == Subject::Networks {
             // A network that was put back may be one whose folder of endpoints waits for it.
             self.start_over(|other, it| matches!(other, Subject::Endpoints(_)) && it.bare > 0);
         }
         self.publish();
+    }
+
+    /// Notes that Consul has lost its data, and what was read before.
+    fn remember(&mut self) {
+        let read = self.watched.iter().filter_map(|(subject, it)| match (subject, &it.records) {
+            (Subject::Endpoints(id), Records::Endpoints(folder)) if folder.was_read() => Some(id),
+            _ => None,
+        });
+        let read: BTreeSet<String> = read.cloned().collect();
+        // Each folder finds out for itself. What was read meanwhile is not what was there before.
+        match self.wiped {
+            Some(at) if at.elapsed() < PUT_BACK => self.remembered.retain(|id| read.contains(id)),
+            _ => self.remembered = read,
+        }
+        self.wiped = Some(Instant::now());
     }
 
     /// Reads folders from the start: a query that waits for an index that Consul will not reach for
@@ -421,7 +448,12 @@ impl Watch {
     }
 
     fn publish(&self) {
-        let mut snapshot = Snapshot { consul_state: "connected".into(), ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            wiped: self.wiped,
+            remembered: self.remembered.clone(),
+            consul_state: "connected".into(),
+            ..Snapshot::default()
+        };
         for (subject, Watched { records, problem, .. }) in &self.watched {
             if let Some(problem) = problem {
                 snapshot.consul_state.clone_from(problem);
