@@ -92,10 +92,9 @@ fn change((before, then): (&Section, &Series), (section, now): (&Section, &Serie
         Some((format!("÷ {name}"), of(before, then)?, of(section, now)?))
     });
     let (of, old, new) = related.unwrap_or_else(|| (now.unit.clone(), then.spread(), now.spread()));
-    let verdict = if reference == Some(&now.contender) {
-        Verdict::Machine
-    } else {
-        judge(now.better, old, new)
+    let verdict = match judge(now.better, old, new) {
+        Verdict::Slower | Verdict::Faster if reference == Some(&now.contender) => Verdict::Machine,
+        verdict => verdict,
     };
     Change {
         section: section.name.clone(),

@@ -174,7 +174,7 @@ fn measure(
         .collect::<Result<Vec<_>>>()?;
     let mut section = Section {
         name: setting.name(),
-        notes: notes(setting, plan),
+        notes: notes(setting, plan, kinds),
         references: [Kind::Host, Kind::Docker].map(|kind| kind.label().to_owned()).to_vec(),
         ..Section::default()
     };
@@ -188,7 +188,7 @@ fn measure(
     Ok(section)
 }
 
-fn notes(setting: &Setting, plan: Plan) -> Vec<String> {
+fn notes(setting: &Setting, plan: Plan, kinds: &[Kind]) -> Vec<String> {
     let wire = match setting.wire {
         Wire::Gso => {
             "The wire carries packets of up to 64 KiB, which nobody segments or checksums."
@@ -199,13 +199,21 @@ fn notes(setting: &Setting, plan: Plan) -> Vec<String> {
         }
     };
     let Plan { rounds, seconds, .. } = plan;
-    vec![
+    let mut notes = vec![
         wire.to_owned(),
         format!("{rounds} rounds in turns, {seconds} s each."),
         "Both hosts, the wire between them and the load share the machine's processors: CPU is the work \
          of all of them together, sender and receiver."
             .to_owned(),
-    ]
+    ];
+    if kinds.contains(&Kind::Xdp) {
+        notes.push(
+            "Native XDP on a veth has its peer send packets of the MTU, and here with finished \
+             checksums, since it sees what a physical wire would carry."
+                .to_owned(),
+        );
+    }
+    notes
 }
 
 /// Measures all contenders in turns.
