@@ -12,6 +12,13 @@ use super::packet::{Party, Vxlan, datagram};
 use crate::lab::kernel_vxlan::{self, KernelVxlan};
 use crate::lab::{CLIENT, Lab, UPLINK, wait_until};
 
+/// Names of contenders that others are set in relation to.
+pub(super) const KERNEL: &str = "kernel vxlan + bridge";
+/// See [`KERNEL`].
+pub(super) const TC: &str = "ovnet, TC";
+/// See [`KERNEL`].
+pub(super) const NOTHING: &str = "no VXLAN at all";
+
 /// The network of ovnet's containers.
 const NETWORK: &str = "frames";
 /// How long records take to spread, and the first packets to arrive.
@@ -28,8 +35,7 @@ const VXLAN_PORT: u16 = 4789;
 /// The VNI of [`KernelVxlan`].
 const KERNEL_VNI: u32 = 42;
 
-/// What becomes of a contender's frames. The first contender of each kind is what the others are
-/// compared with.
+/// What becomes of a contender's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Delivered to a container.
@@ -41,9 +47,6 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// All, in the order of the table.
-    pub(super) const ALL: [Self; 3] = [Self::Delivered, Self::Unknown, Self::Floor];
-
     /// What a table calls it.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -114,26 +117,12 @@ pub(super) fn set_up(lab: &Lab, payload: u16) -> Result<Vec<Contender>> {
     let (delivered, trust) = (Kind::Delivered, Kind::Unknown);
     Ok(vec![
         contender("ovnet, XDP", delivered, &ovnet, &xdp, known.clone(), arrived(&ovnet)),
-        contender("ovnet, TC", delivered, &ovnet, &pass, known.clone(), arrived(&ovnet)),
-        contender(
-            "kernel vxlan + bridge",
-            delivered,
-            &kernel,
-            &pass,
-            kernel.frame(payload),
-            arrived(&kernel),
-        ),
-        contender("ovnet, XDP drops", trust, &ovnet, &xdp, unknown.clone(), verdict("uplink_xdp")),
-        contender("ovnet, TC drops", trust, &ovnet, &pass, unknown, verdict("from_uplink")),
-        contender("no VXLAN, UDP drops", trust, &kernel, &pass, closed, End::NoSocket),
-        contender(
-            "kernel vxlan + bridge delivers",
-            trust,
-            &kernel,
-            &pass,
-            kernel.unknown(payload),
-            arrived(&kernel),
-        ),
+        contender(TC, delivered, &ovnet, &pass, known.clone(), arrived(&ovnet)),
+        contender(KERNEL, delivered, &kernel, &pass, kernel.frame(payload), arrived(&kernel)),
+        contender("ovnet, XDP", trust, &ovnet, &xdp, unknown.clone(), verdict("uplink_xdp")),
+        contender(TC, trust, &ovnet, &pass, unknown, verdict("from_uplink")),
+        contender(NOTHING, trust, &kernel, &pass, closed, End::NoSocket),
+        contender(KERNEL, trust, &kernel, &pass, kernel.unknown(payload), arrived(&kernel)),
         contender("XDP_DROP at once", Kind::Floor, &ovnet, &drop, known, End::Nobody),
     ])
 }

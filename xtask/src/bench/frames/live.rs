@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use serde::Serialize;
 
 use super::bpf::{self, Injection, Statistics};
 use super::contenders::{Contender, End, counted};
@@ -21,32 +20,18 @@ const LAST: Duration = Duration::from_secs(5);
 /// Of so many frames one may be lost before a rate means something else.
 const LOSSES: u64 = 1000;
 
-/// What one round measured.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Sample {
-    /// Frames in a second that arrived, or were dropped where they are to be.
-    pub(super) rate: f64,
-    /// Nanoseconds for one of them.
-    pub(super) nanoseconds: f64,
-    /// Frames that were injected.
-    pub(super) injected: u64,
-    /// Those of them that were not counted.
-    pub(super) lost: u64,
-}
-
 /// What one program took of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Share {
     /// The program.
     pub(super) program: String,
     /// Nanoseconds per run, with what measuring takes.
     pub(super) nanoseconds: f64,
-    /// Runs per frame.
-    pub(super) runs: f64,
 }
 
-/// Injects for about so long, with all the work on one processor.
-pub(super) fn measure(lab: &Lab, contender: &Contender, time: Duration) -> Result<Sample> {
+/// Injects for about so long, with all the work on one processor; the frames in a second that arrive,
+/// or are dropped where they are to be.
+pub(super) fn measure(lab: &Lab, contender: &Contender, time: Duration) -> Result<f64> {
     let guess = inject(lab, contender, GUESS)?;
     let wanted = time.as_secs_f64() / guess.as_secs_f64();
     #[expect(
@@ -66,8 +51,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, time: Duration) -> Resul
     ensure!(arrived > 0, "none of {injected} frames was counted");
     ensure!(lost * LOSSES <= injected, "{lost} of {injected} frames were lost on the way");
     let share = float(arrived) / float(injected);
-    let nanoseconds = each.as_secs_f64() * 1e9 / share;
-    Ok(Sample { rate: 1e9 / nanoseconds, nanoseconds, injected, lost })
+    Ok(share / each.as_secs_f64())
 }
 
 /// How much of it each program took, by the kernel's statistics. They cost some nanoseconds per run
@@ -85,11 +69,8 @@ pub(super) fn shares(lab: &Lab, contender: &Contender) -> Result<Vec<Share>> {
         let (nanoseconds, count) = (now.nanoseconds - nanoseconds, now.count - count);
         // Other programs of the machine ran, too, but not so often.
         if count >= u64::from(FRAMES) / 2 {
-            shares.push(Share {
-                program: now.name,
-                nanoseconds: float(nanoseconds) / float(count),
-                runs: float(count) / f64::from(FRAMES),
-            });
+            shares
+                .push(Share { program: now.name, nanoseconds: float(nanoseconds) / float(count) });
         }
     }
     Ok(shares)
