@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use serde_json::Value;
 
@@ -121,6 +121,7 @@ impl<'a> Contender<'a> {
             || Ok(lab.output(&from, &ping, SEEN)?.status.success().then_some(())),
         )?;
         for place in [&from, &to] {
+            check_mtu(kind, lab, place, address)?;
             without_pacing(lab, place)?;
         }
         let servers = serve(lab, &to, work, plan)?;
@@ -205,8 +206,8 @@ fn docker(lab: &Lab) -> Result<(String, String, Ipv4Addr)> {
         let own = lab.address(node)?.to_string();
         lab.docker(node, &["swarm", "join", "--advertise-addr", &own, "--token", &token, &at])?;
     }
-    // Docker does not look at the MTU of the way.
-    let mtu = format!("com.docker.network.driver.mtu={}", lab.options().mtu - OVERHEAD);
+    // The hosts' MTU: Docker does not look at it by itself, but takes its own bytes off what it is told.
+    let mtu = format!("com.docker.network.driver.mtu={}", lab.options().mtu);
     let create = ["network", "create", "-d", "overlay", "--attachable", "--opt", &mtu, NETWORK];
     lab.docker(HOSTS[0], &create)?;
     for host in HOSTS {
@@ -218,6 +219,21 @@ fn docker(lab: &Lab) -> Result<(String, String, Ipv4Addr)> {
     let address = lab.docker(HOSTS[1], &["inspect", "--format", &format, HOSTS[1]])?;
     let [from, to] = HOSTS.map(|host| format!("{host}/{host}"));
     Ok((from, to, address.parse().with_context(|| format!("the address {address:?}"))?))
+}
+
+/// Makes sure that nobody is measured with smaller packets than the others.
+fn check_mtu(kind: Kind, lab: &Lab, place: &str, address: Ipv4Addr) -> Result<()> {
+    let wire = lab.options().mtu;
+    let due = if kind == Kind::Host { wire } else { wire - OVERHEAD };
+    // Whichever interface has the network: the route to an own address would be the loopback.
+    let network = format!("{}/24", Ipv4Addr::from(u32::from(address) & 0xffff_ff00));
+    let route = lab.exec(place, &["ip", "-4", "-oneline", "route", "show", &network])?;
+    let device = route.split_whitespace().skip_while(|word| *word != "dev").nth(1);
+    let device = device.with_context(|| format!("{place} has no route to {network}"))?;
+    let link = lab.exec(place, &["ip", "-oneline", "link", "show", "dev", device])?;
+    let mtu = link.split_whitespace().skip_while(|word| *word != "mtu").nth(1);
+    ensure!(mtu == Some(&due.to_string()), "{device} of {place} has MTU {mtu:?}, not {due}");
+    Ok(())
 }
 
 /// Has TCP wait for nothing but answers: BBR, which some systems have for a default, paces by timers

@@ -14,6 +14,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 
 use self::contenders::{Contender, Kind};
 use self::labs::Labs;
@@ -53,8 +54,8 @@ pub(super) struct Args {
     /// Length of each measurement. 2, or 1 with --quick.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=30))]
     seconds: Option<u64>,
-    /// Which processors sender and receiver run on, for every kind of work. Where nothing is said it
-    /// is what gives each kind of work the smallest spread.
+    /// Which processors sender and receiver run on, for every kind of work. Where nothing is said,
+    /// both on one, but for eight flows and both directions.
     #[arg(long, value_enum)]
     pin: Option<Pin>,
     /// Take ovnet-agent and ovnet from here instead of building them.
@@ -202,6 +203,16 @@ fn notes(setting: &Setting, plan: Plan, kinds: &[Kind]) -> Vec<String> {
     let mut notes = vec![
         wire.to_owned(),
         format!("{rounds} rounds in turns, {seconds} s each."),
+        match plan.pin {
+            None => "Sender and receiver are pinned to one processor, the same for all, but for eight flows \
+                 and both directions, which have all of them."
+                .to_owned(),
+            Some(pin) => {
+                let pin = pin.to_possible_value();
+                let name = pin.as_ref().map(|it| it.get_name()).unwrap_or_default();
+                format!("Sender and receiver run where --pin {name} puts them.")
+            },
+        },
         "Both hosts, the wire between them and the load share the machine's processors: CPU is the work \
          of all of them together, sender and receiver."
             .to_owned(),
