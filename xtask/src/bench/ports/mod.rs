@@ -4,21 +4,19 @@
 //! order that changes from round to round: the machine's speed drifts, and a ratio of two
 //! measurements that follow one another drifts less.
 
-mod table;
 mod ways;
 mod work;
 
-use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
 
 use self::ways::{Way, Ways};
-use self::work::{Sample, Work};
+use self::work::Work;
+use super::report::{Better, Output, Report, Section};
 use crate::lab::{self, Lab, Options, Wire, measure};
-use crate::{machine, tools};
+use crate::tools;
 
 /// Arguments of `cargo xtask bench ports`.
 #[derive(clap::Args)]
@@ -35,19 +33,15 @@ pub(super) struct Args {
     /// How the agents use XDP.
     #[arg(long, default_value = "off", value_name = "MODE", value_parser = ["off", "native"])]
     xdp: String,
-    /// Write every measurement to this file, too.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     /// Take ovnet-agent and ovnet from here instead of building them.
     #[arg(long, value_name = "FOLDER")]
     bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// Which lab, where there are several.
     #[arg(long, hide = true, default_value = "bench")]
     prefix: String,
 }
-
-/// What was measured of one way: by kind of work, the samples in the order of rounds.
-type Samples = Vec<Vec<Sample>>;
 
 /// Carries out `cargo xtask bench ports`.
 pub(super) fn run(args: Args) -> Result<()> {
@@ -61,6 +55,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         }
     };
     measure::require()?;
+    let mut report = Report::new()?;
     let lab = Lab::up(Options {
         prefix: args.prefix.clone(),
         hosts: 2,
@@ -72,76 +67,69 @@ pub(super) fn run(args: Args) -> Result<()> {
     })
     .context("the lab does not come up")?;
     let Ways { ways, missing } = ways::set_up(&lab)?;
-    for why in missing {
-        println!("{why}");
-    }
+    let mut section = section(&args, &lab);
+    section.notes.extend(missing);
     // Fills caches and neighbour tables, and is not counted.
-    in_turns(&lab, &ways, 0..1, 1)?;
+    in_turns(&mut Section::default(), &lab, &ways, 0..1, 1)?;
     let before = ways::by_rules(&lab)?;
-    let samples = in_turns(&lab, &ways, 1..=usize::from(args.rounds), args.seconds)?;
+    in_turns(&mut section, &lab, &ways, 0..usize::from(args.rounds), args.seconds)?;
     let after = ways::by_rules(&lab)?;
-    let setting = setting(&args, &lab);
-    let rules = ways::rules_line(&ways, &samples, args.seconds, (&before, &after));
-    println!("{}\n{setting}\n{rules}", table::render(&labels(&ways), &samples));
-    if let Some(file) = &args.json {
-        let report = json!({
-            "setting": setting,
-            "by_docker_rules": rules,
-            "ways": labels(&ways),
-            "work": Work::ALL,
-            "samples": samples,
-        });
-        fs::write(file, serde_json::to_string_pretty(&report)?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
-    }
+    let rules = ways::rules_line(&ways, &section, args.seconds, (&before, &after));
+    section.notes.push(rules);
+    report.sections.push(section);
+    args.output.write(&report)?;
     lab.down().context("the lab does not go down")
 }
 
 /// Measures all ways in turns, so many rounds.
 fn in_turns(
+    section: &mut Section,
     lab: &Lab,
     ways: &[Way],
     rounds: impl Iterator<Item = usize>,
     seconds: u64,
-) -> Result<Vec<Samples>> {
+) -> Result<()> {
     let terminal = std::io::stderr().is_terminal();
-    let mut samples = vec![vec![Vec::new(); Work::ALL.len()]; ways.len()];
     for round in rounds {
-        for (kind, work) in Work::ALL.into_iter().enumerate() {
+        for work in Work::ALL {
             for turn in 0..ways.len() {
                 let index = (round + turn) % ways.len();
                 let Some(way) = ways.get(index) else { continue };
                 if terminal {
                     let label = way.label;
-                    eprint!("\r\x1b[2K  round {round}: {}, {label}", work.name());
+                    eprint!("\r\x1b[2K  round {}: {}, {label}", round + 1, work.name());
                     // Progress that cannot be drawn is not worth a failure.
                     let _ = std::io::stderr().flush();
                 }
                 let sample = work::measure(lab, way, work, seconds)
                     .with_context(|| format!("{} of {}", work.name(), way.label))?;
-                if let Some(samples) = samples.get_mut(index).and_then(|it| it.get_mut(kind)) {
-                    samples.push(sample);
-                }
+                let ((unit, in_unit), (piece, in_piece)) = (work.unit(), work.piece());
+                let rate = (work.name(), unit, Better::Higher);
+                section.add(way.label, rate, sample.rate / in_unit);
+                let (name, unit) = (format!("{}, CPU", work.name()), format!("µs per {piece}"));
+                let cpu = (name.as_str(), unit.as_str(), Better::Lower);
+                section.add(way.label, cpu, sample.cpu * in_piece * 1e6);
             }
         }
     }
     if terminal {
         eprint!("\r\x1b[2K");
     }
-    Ok(samples)
+    Ok(())
 }
 
-fn labels(ways: &[Way]) -> Vec<&'static str> {
-    ways.iter().map(|way| way.label).collect()
-}
-
-/// Where and how it was measured: figures without it say nothing.
-fn setting(args: &Args, lab: &Lab) -> String {
+/// The section of these measurements, with nothing measured yet.
+fn section(args: &Args, lab: &Lab) -> Section {
     let wire = match args.wire {
         Wire::Gso => "packets of up to 64 KiB on the wire (--wire gso)",
         Wire::Mtu => "packets of the MTU on the wire, GRO on (--wire mtu)",
     };
     let (mtu, Args { xdp, rounds, seconds, .. }) = (lab.options().mtu, args);
-    let machine = machine::describe();
-    format!("{wire}, MTU {mtu}, XDP {xdp}; {rounds} rounds of {seconds} s each; {machine}")
+    let how = format!("{wire}, MTU {mtu}, XDP {xdp}; {rounds} rounds in turns, {seconds} s each.");
+    Section {
+        name: "Published ports, from a client outside".to_owned(),
+        notes: vec![how],
+        references: [ways::HOST_ITSELF, ways::RULES].map(str::to_owned).to_vec(),
+        ..Section::default()
+    }
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::Samples;
+use super::super::report::Section;
 use super::work::Work;
 use crate::lab::measure::PORT as IPERF3;
 use crate::lab::{CLIENT, Lab, Running, docker_config, wait_until};
@@ -31,8 +31,10 @@ const BRIDGED: u16 = 200;
 const PROXIED: u16 = 300;
 const OWN: u16 = 400;
 
-/// What the ratios are of: the label of the first contender.
-pub(super) const OURS: &str = "ovnet";
+/// The label of the limit: the client asks the host itself.
+pub(super) const HOST_ITSELF: &str = "host (no container)";
+/// The label of what most users have.
+pub(super) const RULES: &str = "docker iptables";
 
 /// A contender.
 pub(super) struct Way {
@@ -86,8 +88,8 @@ pub(super) fn set_up(lab: &Lab) -> Result<Ways> {
     run(lab, PROXY, "proxied", BRIDGE, PROXIED)?;
 
     let mut ways = vec![
-        way(lab, OURS, HOST, Some("ovnet"), OVNET)?,
-        way(lab, "docker iptables", HOST, Some("bridged"), BRIDGED)?,
+        way(lab, "ovnet", HOST, Some("ovnet"), OVNET)?,
+        way(lab, RULES, HOST, Some("bridged"), BRIDGED)?,
         way(lab, "docker-proxy", PROXY, Some("proxied"), PROXIED)?,
     ];
     if lab.exec(HOST, &["ovnet", "attach", "--help"])?.contains("--publish") {
@@ -99,7 +101,7 @@ pub(super) fn set_up(lab: &Lab) -> Result<Ways> {
     } else {
         missing.push("`ovnet attach` has no -p: no sandbox of ovnet's own".to_owned());
     }
-    ways.push(way(lab, "host (no container)", HOST, None, 0)?);
+    ways.push(way(lab, HOST_ITSELF, HOST, None, 0)?);
     Ok(Ways { ways, missing })
 }
 
@@ -210,21 +212,23 @@ fn taken(rules: &str, port: u16) -> u64 {
 /// path is one only if it leaves nothing to them.
 pub(super) fn rules_line(
     ways: &[Way],
-    samples: &[Samples],
+    section: &Section,
     seconds: u64,
     (before, after): (&str, &str),
 ) -> String {
-    let kind = Work::ALL.iter().position(|work| *work == Work::Connections).unwrap_or_default();
     #[allow(clippy::cast_precision_loss, reason = "a few seconds")]
     let seconds = seconds as f64;
-    let lines = ways.iter().zip(samples).filter(|(way, _)| [OVNET, BRIDGED].contains(&way.shift));
-    let lines = lines.map(|(way, samples)| {
+    let (_, in_unit) = Work::Connections.unit();
+    let lines = ways.iter().filter(|way| [OVNET, BRIDGED].contains(&way.shift));
+    let lines = lines.map(|way| {
         let port = way.load().port();
         let by_rules = taken(after, port).saturating_sub(taken(before, port));
-        let all = samples.get(kind).into_iter().flatten().map(|it| it.rate * seconds).sum::<f64>();
+        let series = section.of(Work::Connections.name(), way.label);
+        let rates = series.into_iter().flat_map(|it| &it.samples);
+        let all: f64 = rates.map(|rate| rate * in_unit * seconds).sum();
         format!("{} {by_rules} of about {all:.0}", way.label)
     });
-    format!("new connections by Docker's rules: {}", lines.collect::<Vec<_>>().join(", "))
+    format!("New connections by Docker's rules: {}.", lines.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]

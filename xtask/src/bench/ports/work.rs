@@ -4,7 +4,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use serde::Serialize;
 
 use super::super::cpu;
 use super::ways::{LOAD, Way, program};
@@ -20,8 +19,7 @@ const SPARE: Duration = Duration::from_secs(12);
 const FAILURES: u64 = 1000;
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
     /// One TCP flow, bits.
     Throughput,
@@ -64,7 +62,7 @@ impl Work {
 }
 
 /// What one round measured.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Sample {
     /// Bits, connections or packets in a second.
     pub(super) rate: f64,
