@@ -273,7 +273,7 @@ pub const EVENT_DATA: usize = 96;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct DropEvent {
-    /// `bpf_ktime_get_ns()`: nanoseconds since boot, without suspend.
+    /// `bpf_ktime_get_coarse_ns()`: nanoseconds since boot, without suspend, at the last tick.
     pub timestamp_ns: u64,
     /// Interface the packet came in by.
     pub ifindex: u32,
@@ -294,8 +294,10 @@ pub struct DropEvent {
 /// The IPv4-mapped form of an IPv4 address given in network byte order.
 #[inline(always)]
 pub const fn mapped(v4: [u8; 4]) -> Address {
-    let [a, b, c, d] = v4;
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    // As one number: an array whose bytes are cleared one after the other is, in a BPF program, a
+    // call to a loop, for each lookup of each packet.
+    let v4 = u32::from_le_bytes(v4) as u128;
+    (0xffff << 80 | v4 << 96).to_le_bytes()
 }
 
 /// The IPv4 address, in network byte order, inside an IPv4-mapped one.

@@ -113,8 +113,14 @@ fn fast(
     let tos = ecn::encapsulate(ip.tos);
     let inner_length = ctx.len() - ethernet::LEN as u32;
 
-    // SAFETY: integers only, so all zero is a value.
-    let mut fib: FibLookup = unsafe { core::mem::zeroed() };
+    let mut words = [0u64; size_of::<FibLookup>() / 8];
+    for word in &mut words {
+        // Cleared as a whole it would be by a call to a loop over its bytes.
+        // SAFETY: the reference is valid.
+        unsafe { core::ptr::write_volatile(word, 0) };
+    }
+    // SAFETY: integers only, so all zero is a value; the words are as large and more than as aligned.
+    let fib = unsafe { &mut *(&raw mut words).cast::<FibLookup>() };
     fib.family = IPV4_FAMILY;
     fib.l4_protocol = ipv4::UDP;
     fib.sport = source_port.to_be();
@@ -125,7 +131,7 @@ fn fast(
     fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the structure is as large as we say.
-    let answer = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size, 0) };
+    let answer = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut *fib, size, 0) };
     if answer != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
         return Err(fib_refusal(answer).into());
     }

@@ -6,7 +6,7 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
-    helpers::bpf_ktime_get_ns,
+    helpers::generated::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use ovnet_common::abi::{
@@ -122,6 +122,19 @@ pub(crate) fn scratch() -> Option<&'static mut Scratch> {
     unsafe { SCRATCH.get_ptr_mut(0)?.as_mut() }
 }
 
+/// A key on the stack that the compiler may write eight bytes at a time. The verifier wants such
+/// writes aligned there, and the compiler, which may misalign them for the sake of packets, would not
+/// care.
+#[repr(C, align(8))]
+struct Aligned<T>(T);
+
+/// A key of `ENDPOINTS` with its address on such a boundary.
+#[repr(C, align(8))]
+struct AlignedEndpointKey {
+    before: u32,
+    key: EndpointKey,
+}
+
 /// What the agent told us of our own host.
 #[inline(always)]
 pub(crate) fn config() -> Option<&'static HostConfig> {
@@ -131,7 +144,7 @@ pub(crate) fn config() -> Option<&'static HostConfig> {
 /// Whether the address is a known VTEP.
 #[inline(always)]
 pub(crate) fn is_host(vtep: [u8; 4]) -> bool {
-    HOSTS.get_ptr(mapped(vtep)).is_some()
+    HOSTS.get_ptr(&Aligned(mapped(vtep)).0).is_some()
 }
 
 /// The network with this VNI.
@@ -146,8 +159,9 @@ pub(crate) fn network(vni: u32) -> Option<NetworkValue> {
 /// The endpoint with this address in this network.
 #[inline(always)]
 pub(crate) fn endpoint(vni: u32, address: [u8; 4]) -> Option<EndpointValue> {
+    let key = AlignedEndpointKey { before: 0, key: EndpointKey { vni, address: mapped(address) } };
     // SAFETY: as in `network`.
-    unsafe { ENDPOINTS.get(EndpointKey { vni, address: mapped(address) }) }.copied()
+    unsafe { ENDPOINTS.get(&key.key) }.copied()
 }
 
 /// The endpoint behind a host-side veth.
@@ -241,12 +255,12 @@ pub(crate) fn count_received(ifindex: u32, bytes: u32) {
 }
 
 /// The time, where an event of this kind is due; `None` where the last one is too recent. A flood
-/// of drops so costs a clock read per packet and not a copy.
+/// of drops so costs a look at the clock of the last tick per packet, and no copy.
 #[inline(always)]
 pub(crate) fn may_report(program: Program, code: u8) -> Option<u64> {
     let last = EVENT_TIMES.get_ptr_mut(counter_index(program, code))?;
     // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
     // SAFETY: the slot is this CPU's own, as in `count`.
     unsafe {
         if *last != 0 && now - *last < EVENT_INTERVAL_NS {
