@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use consulrs::{
     api::{
         self, ApiResponse,
-        features::{Blocking, FeaturedEndpoint, Features},
+        features::{Blocking, ConsistencyMode, FeaturedEndpoint, Features},
         kv::{common::KVPair, requests::ReadKeyRequest},
         session::requests::CreateSessionRequest,
     },
@@ -67,6 +67,14 @@ struct Inner {
     /// Ends in a slash.
     prefix: String,
     node: String,
+}
+
+/// How to read. What decides something at once is read as it is: a leader that has just started
+/// otherwise answers from before its last writes, and what is not there yet counts as gone. A query that
+/// waits learns of them when they come.
+fn features(blocking: Option<Blocking>) -> Features {
+    let mode = blocking.is_none().then_some(ConsistencyMode::CONSISTENT);
+    Features { blocking, cached: None, filter: None, mode }
 }
 
 impl Consul {
@@ -214,8 +222,8 @@ impl Consul {
 
     /// Reads one key; `None` where there is none.
     pub(super) async fn get(&self, key: &str) -> Result<Option<Entry>> {
-        let request =
-            ReadKeyRequest { key: format!("{}{key}", self.inner.prefix), ..Default::default() };
+        let key = format!("{}{key}", self.inner.prefix);
+        let request = ReadKeyRequest { key, features: Some(features(None)), ..Default::default() };
         match self.bounded(api::exec_with_result(&*self.client(), request)).await {
             Ok(mut answer) => answer.response.pop().map(|pair| self.entry(pair)).transpose(),
             Err(Failure::Answered { code: 404, .. }) => Ok(None),
@@ -249,13 +257,7 @@ impl Consul {
     }
 
     fn folder_request(&self, folder: &str, blocking: Option<Blocking>) -> ReadKeyRequest {
-        let features = blocking.map(|blocking| Features {
-            blocking: Some(blocking),
-            cached: None,
-            filter: None,
-            mode: None,
-        });
-        let key = format!("{}{folder}", self.inner.prefix);
+        let (key, features) = (format!("{}{folder}", self.inner.prefix), Some(features(blocking)));
         ReadKeyRequest { key, recurse: Some(true), features, ..Default::default() }
     }
 

@@ -69,7 +69,10 @@ fn changes_of_hosts_uplinks_and_sandboxes_are_followed() {
         let vteps = cluster.vteps_of("docker01");
         (!vteps.contains(&ip("192.168.1.12")) && vteps.contains(&ip("192.168.1.52"))).then_some(())
     });
-    assert_eq!(cluster.endpoints_of("docker01")[&t2], ip("192.168.1.52"));
+    // One map is written after the other.
+    until("docker01 to have docker02's endpoint there", || {
+        (cluster.endpoints_of("docker01").get(&t2) == Some(&ip("192.168.1.52"))).then_some(())
+    });
     cluster.wait_connected("docker02");
 
     steps.begin("the uplink goes down and comes up");
