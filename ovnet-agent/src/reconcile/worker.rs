@@ -39,6 +39,9 @@ use crate::{
     state::StateFolder,
 };
 
+/// Looks at the start before what fails is an error.
+const FIRST_LOOKS: u32 = 3;
+
 /// The loop. It owns everything only the loop changes.
 pub struct Worker {
     shared: Arc<Shared>,
@@ -107,9 +110,16 @@ impl Worker {
         }
     }
 
-    /// The first pass. What it cannot do the agent cannot run without, so its errors are fatal.
+    /// The first pass. What it cannot do the agent cannot run without, so its errors are fatal; but
+    /// for those that are gone in another look, as when a sandbox vanishes in the middle of it.
     pub async fn start(&mut self, watcher: &Watcher, lease: &Lease) -> Result<()> {
-        let failures = self.pass(true, watcher, lease).await?;
+        let mut failures = Vec::new();
+        for _ in 0..FIRST_LOOKS {
+            failures = self.pass(true, watcher, lease).await?;
+            if failures.is_empty() {
+                break;
+            }
+        }
         self.settled = true;
         match failures.into_iter().next() {
             Some(failure) => Err(failure.error),
