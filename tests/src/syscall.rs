@@ -228,11 +228,11 @@ impl Prelude {
     }
 }
 
-/// Nanoseconds since boot, without suspend, as `bpf_ktime_get_ns()` counts them.
+/// Nanoseconds since boot, without suspend, at the last tick, as `bpf_ktime_get_coarse_ns()` counts them.
 pub fn now_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the structure is ours, and the clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
     let number = |value: i64| u64::try_from(value).unwrap_or(0);
     number(time.tv_sec) * 1_000_000_000 + number(time.tv_nsec)
 }
