@@ -144,7 +144,9 @@ pub(crate) fn config() -> Option<&'static HostConfig> {
 /// Whether the address is a known VTEP.
 #[inline(always)]
 pub(crate) fn is_host(vtep: [u8; 4]) -> bool {
-    HOSTS.get_ptr(&Aligned(mapped(vtep)).0).is_some()
+    // By reference: the map's own copy would be where the compiler likes.
+    let key: &Address = &Aligned(mapped(vtep)).0;
+    HOSTS.get_ptr(key).is_some()
 }
 
 /// The network with this VNI.
@@ -159,9 +161,10 @@ pub(crate) fn network(vni: u32) -> Option<NetworkValue> {
 /// The endpoint with this address in this network.
 #[inline(always)]
 pub(crate) fn endpoint(vni: u32, address: [u8; 4]) -> Option<EndpointValue> {
-    let key = AlignedEndpointKey { before: 0, key: EndpointKey { vni, address: mapped(address) } };
+    let key = EndpointKey { vni, address: mapped(address) };
+    let key: &EndpointKey = &AlignedEndpointKey { before: 0, key }.key;
     // SAFETY: as in `network`.
-    unsafe { ENDPOINTS.get(&key.key) }.copied()
+    unsafe { ENDPOINTS.get(key) }.copied()
 }
 
 /// The endpoint behind a host-side veth.

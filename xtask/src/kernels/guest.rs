@@ -101,6 +101,14 @@ pub(super) fn files(built: &[(String, PathBuf)]) -> Result<Vec<u8>> {
     let unit = tools::workspace().join("ovnet-agent/package/ovnet-agent.service");
     let read = std::fs::read(&unit).with_context(|| format!("read {}", unit.display()))?;
     archive.file(&unit.display().to_string(), &read);
+    // Packets that were wrong once.
+    let regressions = tools::workspace().join("tests/regressions");
+    let read = || format!("read {}", regressions.display());
+    for entry in std::fs::read_dir(&regressions).with_context(read)? {
+        let path = entry.with_context(read)?.path();
+        let packet = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        archive.file(&path.display().to_string(), &packet);
+    }
     // `stdbuf` puts it in front of what it runs.
     let preloaded = PathBuf::from("/usr/libexec/coreutils/libstdbuf.so");
     if preloaded.is_file() {
