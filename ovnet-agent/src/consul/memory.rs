@@ -29,6 +29,7 @@ impl Snapshot {
             (true, false) => false,
         }
     }
+
     /// The networks known here that are not `there`, by name, where their absence is no deletion:
     /// `identity` is that of the folder in which they are missing.
     pub(super) fn doubtful_networks(
